@@ -369,6 +369,9 @@ pub struct Refused {
     /// Highest session number seen, where that is the cause.
     #[serde(default)]
     pub session: Option<u64>,
+    /// Whether the asking side may take the generation over: the failover that raised it was reverted.
+    #[serde(default)]
+    pub handed_back: bool,
 }
 
 /// Settings of a relationship.
@@ -429,6 +432,7 @@ impl Message {
             hint: refusal.hint.chars().take(limits::TEXT_MAX / 4).collect(),
             generation: None,
             session: None,
+            handed_back: false,
         })
     }
 
