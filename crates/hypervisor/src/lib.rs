@@ -1,1 +1,7 @@
-//! See the module list in ARCHITECTURE.md.
+//! Hypervisor drivers: what replication needs of a running, paused or stopped VM, behind one set of traits.
+//!
+//! [`driver`] is the contract. `qemu` fulfils it for a QEMU that somebody else started, through its monitor; `fake` in
+//! memory, for simulation and for everybody's tests. `guard` is the small process that lets a VM run on when we die at
+//! the wrong moment. What is done with the bytes (hashing, packing, sending) is not known here.
+
+pub mod driver;
