@@ -52,6 +52,8 @@ pub struct Record {
     pub disks: Vec<DiskSpec>,
     /// Rises with each change of owner.
     pub generation: Generation,
+    /// The generation in which tracking began: part of the maps' names, and unchanged while they go on.
+    pub map_generation: Generation,
     /// Highest session number tried.
     pub session_last: SessionNumber,
     /// Highest cut number tried, or used to name a map.
@@ -87,6 +89,7 @@ impl Record {
             settings,
             disks,
             generation,
+            map_generation: generation,
             session_last: SessionNumber(0),
             cut_last: CutNumber(0),
             acked: None,

@@ -17,6 +17,7 @@ impl Relationship {
     fn begin_tracking(&mut self, actions: &mut Actions) {
         let first_map = self.record.cut_last.next();
         self.record.cut_last = first_map;
+        self.record.map_generation = self.record.generation;
         self.record.base = Some(Base { first_map, is_tracked: false });
         self.base_positions.clear();
         self.persist(actions);
