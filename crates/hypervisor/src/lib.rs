@@ -5,3 +5,4 @@
 //! the wrong moment. What is done with the bytes (hashing, packing, sending) is not known here.
 
 pub mod driver;
+pub mod nbd;
