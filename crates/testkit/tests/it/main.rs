@@ -1,0 +1,3 @@
+//! The harness against real programs: a guest that boots, writes, is killed and comes back.
+
+mod guest;
