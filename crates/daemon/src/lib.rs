@@ -8,7 +8,10 @@ pub mod catalogue;
 pub mod clock;
 pub mod config;
 pub mod entropy;
+pub mod events;
+pub mod jobs;
 pub mod names;
+pub mod operations;
 pub mod state_dir;
 
 /// An error and its causes as one text, for places where nobody walks the chain.

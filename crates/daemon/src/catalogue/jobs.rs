@@ -12,9 +12,14 @@ impl Catalogue {
     /// Records a job, new or changed.
     pub async fn save_job(&self, job: Job) -> Result<(), CatalogueError> {
         self.write(move |c| {
-            let sql = "INSERT OR REPLACE INTO job (id, kind, vm, state, percent, bytes_done, bytes_total, status,
-                         submitted_at, started_at, ended_at, cancellable, error_code, error_text, error_hint)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+            // What has ended stays as it ended: a late note of progress never wakes it up again.
+            let sql = "INSERT INTO job (id, kind, vm, state, percent, bytes_done, bytes_total, status, submitted_at,
+                         started_at, ended_at, cancellable, error_code, error_text, error_hint)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+                       ON CONFLICT (id) DO UPDATE SET state = ?4, percent = ?5, bytes_done = ?6, bytes_total = ?7,
+                         status = ?8, started_at = ?10, ended_at = ?11, cancellable = ?12, error_code = ?13,
+                         error_text = ?14, error_hint = ?15
+                       WHERE ended_at IS NULL";
             let error = job.error.as_ref();
             let values = rusqlite::params![
                 Column(job.id),

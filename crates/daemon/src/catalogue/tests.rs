@@ -277,6 +277,33 @@ async fn jobs_keep_every_field() {
 }
 
 #[tokio::test]
+async fn a_job_that_has_ended_stays_as_it_ended() {
+    let place = Place::new();
+    let catalogue = place.open();
+    let mut job = Job {
+        id: JobId(Uuid::from_u128(1)),
+        kind: JobKind::Start,
+        vm: None,
+        state: JobState::Running,
+        percent: 40,
+        bytes_done: 4,
+        bytes_total: 10,
+        status: "copying".into(),
+        submitted_at: Timestamp(1),
+        started_at: None,
+        ended_at: None,
+        cancellable: true,
+        error: None,
+    };
+    catalogue.save_job(job.clone()).await.unwrap();
+    let ended = Job { state: JobState::Completed, ended_at: Some(Timestamp(3)), ..job.clone() };
+    catalogue.save_job(ended.clone()).await.unwrap();
+    job.percent = 50;
+    catalogue.save_job(job).await.unwrap();
+    assert_eq!(catalogue.jobs().await.unwrap(), vec![ended]);
+}
+
+#[tokio::test]
 async fn each_start_is_counted_and_the_first_identity_stays() {
     let place = Place::new();
     let catalogue = place.open();
