@@ -46,6 +46,12 @@ impl Clock for SystemClock {
     }
 }
 
+/// A wall-clock time for people and logs, in UTC with milliseconds (RFC 3339).
+pub fn label(at: Timestamp) -> String {
+    let ms = i64::try_from(at.0).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::MAX).to_string()
+}
+
 /// A clock that stands still until it is moved. Both clocks move together; [`ManualClock::set_wall`] makes the wall
 /// clock jump alone.
 #[derive(Debug)]

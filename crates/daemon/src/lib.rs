@@ -4,12 +4,14 @@
 //! starts a job ([`jobs`]); the owner of the relationship carries the work out. What must survive a crash is in the
 //! [`catalogue`] before anybody is shown it. No face calls past the operations.
 
+pub mod audit;
 pub mod catalogue;
 pub mod clock;
 pub mod config;
 pub mod entropy;
 pub mod events;
 pub mod jobs;
+pub mod link;
 pub mod names;
 pub mod operations;
 pub mod state_dir;

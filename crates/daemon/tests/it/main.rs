@@ -1,0 +1,4 @@
+//! The daemon's parts put together: real TLS over loopback, real unix sockets, files and processes.
+
+mod link;
+mod support;
