@@ -98,13 +98,9 @@ impl Registry {
         Ok(records)
     }
 
-    /// Forgets a relationship that has no owner.
-    pub async fn drop_ownerless(&self, id: RelationshipId) -> Result<bool, CatalogueError> {
-        let _changing = self.inner.changing.lock().await;
-        if self.get(id).is_some() {
-            return Ok(false);
-        }
-        self.inner.catalogue.remove_relationship(id).await
+    /// Forgets a relationship whose owner could not be made, or refused to make it.
+    pub async fn discard(&self, id: RelationshipId) -> Result<(), CatalogueError> {
+        self.inner.remove(id).await
     }
 
     /// Stops all owners, at once.
@@ -119,6 +115,15 @@ impl Registry {
 }
 
 impl Inner {
+    async fn remove(&self, id: RelationshipId) -> Result<(), CatalogueError> {
+        let _changing = self.changing.lock().await;
+        self.catalogue.remove_relationship(id).await?;
+        let owner = self.owners_mut().remove(&id);
+        self.events.tell(Notice::RelationshipRemoved(id));
+        drop(owner);
+        Ok(())
+    }
+
     fn owners(&self) -> RwLockReadGuard<'_, BTreeMap<RelationshipId, Arc<dyn RelationshipOwner>>> {
         self.owners.read().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -140,11 +145,6 @@ impl Exit {
     /// down, and before it ends the job that removed it: who sees that job's end may make the relationship anew.
     pub async fn remove(&self) -> Result<(), CatalogueError> {
         let inner = self.inner.upgrade().ok_or(CatalogueError::Closed)?;
-        let _changing = inner.changing.lock().await;
-        inner.catalogue.remove_relationship(self.id).await?;
-        let owner = inner.owners_mut().remove(&self.id);
-        inner.events.tell(Notice::RelationshipRemoved(self.id));
-        drop(owner);
-        Ok(())
+        inner.remove(self.id).await
     }
 }
