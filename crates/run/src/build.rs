@@ -1,8 +1,8 @@
 //! Builds a run: the clusters of one disk that changed between two cuts, as a qcow2 file any tool can open.
 //!
 //! Clusters arrive in ascending order, already compressed, and are appended as they are. Nothing here decides which
-//! runs to keep, opens files or makes them durable (see `store`). Memory: 56 bytes for each data cluster and each range of
-//! zeros, and a mebibyte of output; never in proportion to the disk.
+//! runs to keep, opens files or makes them durable (see `store`). Memory: a mebibyte of output, and for each data
+//! cluster and each range of zeros 56 bytes, or less than one with a spool; never in proportion to the disk.
 //!
 //! Invariant: the header is written last, so a run that was cut short is never mistaken for a whole one.
 
@@ -10,7 +10,6 @@ use std::io;
 
 use understudy_model::ErrorKind;
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::U64;
 
 use crate::codec::{CodecError, Decoder, Stored, is_zero};
 use crate::digest::{ClusterHash, OrderError, RunDigest, RunDigester, cluster_hash};
@@ -19,11 +18,11 @@ use crate::geometry::{Geometry, GeometryError};
 use crate::header::{self, Backing};
 use crate::io::{RunSink, io_kind};
 use crate::layout::Layout;
-use crate::log::{EntryLog, LogReader, grow_zeros};
+use crate::log::{EntryLog, LogReader, Spool, grow_zeros};
 use crate::output::Output;
 use crate::record::{BatchError, BatchReader, Record, RecordContent};
 use crate::tables::{self, Level2Counter, TableError, TableOut};
-use crate::trailer::{DirectoryEntry, ENTRIES_MAX, Footer, TrailerLayout, directory_hash, page_hash};
+use crate::trailer::{ENTRIES_MAX, Footer, TrailerLayout, directory_hash};
 
 /// What is known of a run before its first cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +89,9 @@ pub enum BuildError {
     /// Writing failed.
     #[error("cannot write a run")]
     Write(#[source] io::Error),
+    /// The spool failed, or gave back other bytes than it was given.
+    #[error("cannot keep the entries of a run aside")]
+    Spool(#[source] io::Error),
     /// Something failed before, and the run can no longer be finished.
     #[error("the run failed earlier and cannot be continued")]
     Poisoned,
@@ -105,7 +107,7 @@ impl BuildError {
             BuildError::Cluster { err, .. } => err.kind(),
             BuildError::NotCanonical { .. } => ErrorKind::Corrupt,
             BuildError::TooLarge { .. } => ErrorKind::Refused,
-            BuildError::Write(err) => io_kind(err),
+            BuildError::Write(err) | BuildError::Spool(err) => io_kind(err),
             BuildError::Poisoned => ErrorKind::Bug,
         }
     }
@@ -134,13 +136,23 @@ pub struct RunBuilder<S> {
 impl<S: RunSink> RunBuilder<S> {
     /// Begins a run. The sink is empty.
     pub fn new(sink: S, params: RunParams) -> Result<Self, BuildError> {
+        Self::begin(sink, params, None)
+    }
+
+    /// Begins a run of many millions of clusters, such as an export's: what is known of them is kept in `spool`
+    /// until the end.
+    pub fn with_spool(sink: S, params: RunParams, spool: Box<dyn Spool + Send>) -> Result<Self, BuildError> {
+        Self::begin(sink, params, Some(spool))
+    }
+
+    fn begin(sink: S, params: RunParams, spool: Option<Box<dyn Spool + Send>>) -> Result<Self, BuildError> {
         let geometry = Geometry::new(params.virtual_size, params.cluster_bits)?;
         Ok(Self {
             geometry,
             backing: params.backing,
             output: Output::new(sink),
             digester: RunDigester::new(geometry),
-            log: EntryLog::default(),
+            log: EntryLog::new(spool),
             zeros: None,
             level2: Level2Counter::default(),
             data_end: geometry.cluster_size(),
@@ -217,7 +229,7 @@ impl<S: RunSink> RunBuilder<S> {
             stored_bytes: self.stored_bytes,
             file_len: trailer.file_len,
         };
-        write_trailer(&mut self.output, &trailer, &self.log, &summary).map_err(BuildError::Write)?;
+        write_trailer(&mut self.output, &trailer, self.log, &summary)?;
         let mut sink = self.output.into_sink();
         let header = header::encode(&layout, trailer.footer_offset, self.backing.as_ref());
         sink.write_at(0, &header).map_err(BuildError::Write)?;
@@ -322,8 +334,7 @@ impl<S: RunSink> RunBuilder<S> {
         if self.log.len() == ENTRIES_MAX {
             return Err(BuildError::TooLarge { cluster_bits: self.geometry.cluster_bits() });
         }
-        self.log.push(entry);
-        Ok(())
+        self.log.push(entry)
     }
 }
 
@@ -345,20 +356,19 @@ impl From<TableError> for BuildError {
 fn write_trailer<S: RunSink>(
     output: &mut Output<S>,
     trailer: &TrailerLayout,
-    log: &EntryLog,
+    log: EntryLog,
     summary: &RunSummary,
-) -> io::Result<()> {
-    let mut directory = Vec::with_capacity(trailer.pages());
+) -> Result<(), BuildError> {
     let mut offset = trailer.layout.trailer_offset;
-    for page in log.pages() {
-        let bytes = page.as_bytes();
-        directory.push(DirectoryEntry { first: U64::new(page[0].address.get()), hash: page_hash(bytes) });
-        output.put(offset, bytes)?;
-        offset += bytes.len() as u64;
-    }
+    log.visit_pages(&mut |page| {
+        output.put(offset, page.as_bytes()).map_err(BuildError::Write)?;
+        offset += size_of_val(page) as u64;
+        Ok(())
+    })?;
+    let directory = log.into_directory();
     let directory = directory.as_bytes();
-    output.put(offset, directory)?;
     let footer = Footer::new(&trailer.layout, trailer.entries, summary, directory_hash(directory));
-    output.put(trailer.footer_offset, footer.as_bytes())?;
-    output.flush()
+    output.put(offset, directory).map_err(BuildError::Write)?;
+    output.put(trailer.footer_offset, footer.as_bytes()).map_err(BuildError::Write)?;
+    output.flush().map_err(BuildError::Write)
 }

@@ -44,6 +44,7 @@ pub use entry::{Entry, EntryContent};
 pub use geometry::{Geometry, GeometryError};
 pub use header::{Backing, BackingError, BackingFormat};
 pub use io::{BaseWrite, RunSink, RunSource};
+pub use log::Spool;
 pub use merge::{MergeError, merge};
 pub use read::{Part, ReadError, Run, RunReader};
 pub use record::{BatchError, BatchReader, BatchWriter, Record, RecordContent};

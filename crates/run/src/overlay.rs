@@ -8,13 +8,13 @@ use std::io;
 
 use understudy_model::ErrorKind;
 
+use crate::entry::Entry;
 use crate::geometry::{Geometry, GeometryError};
 use crate::header::{self, Backing};
 use crate::io::{RunSink, io_kind};
 use crate::layout::Layout;
-use crate::log::{EntryLog, LogReader};
 use crate::output::Output;
-use crate::tables::{self, TableError, TableOut};
+use crate::tables::{self, EntrySeq, TableError, TableOut};
 
 /// The cluster size QEMU uses unless told otherwise, good for a guest's scattered writes and its own tables alike.
 pub const OVERLAY_CLUSTER_BITS: u32 = 16;
@@ -54,15 +54,21 @@ pub fn write_empty(
     backing: Option<&Backing>,
 ) -> Result<(), OverlayError> {
     let geometry = Geometry::new(virtual_size, cluster_bits)?;
-    let data_end = geometry.cluster_size();
-    let layout = Layout::new(geometry, data_end, 0).expect("an empty image of a possible geometry has a layout");
-    let log = EntryLog::default();
+    let header_only = geometry.cluster_size();
+    let layout = Layout::new(geometry, header_only, 0).expect("an empty image of a possible geometry has a layout");
     let mut output = Output::new(sink);
-    let mut entries = LogReader { log: &log, geometry, data_end };
-    tables::emit(&layout, &mut entries, &mut OverlayTables(&mut output))?;
+    tables::emit(&layout, &mut NoEntries, &mut OverlayTables(&mut output))?;
     output.finish_at(layout.trailer_offset).map_err(OverlayError::Write)?;
     let sector = header::encode_overlay(&layout, backing);
     output.into_sink().write_at(0, &sector).map_err(OverlayError::Write)
+}
+
+struct NoEntries;
+
+impl EntrySeq<OverlayError> for NoEntries {
+    fn visit(&mut self, _each: &mut dyn FnMut(&Entry) -> Result<(), OverlayError>) -> Result<(), OverlayError> {
+        Ok(())
+    }
 }
 
 struct OverlayTables<'a, S>(&'a mut Output<S>);

@@ -1,15 +1,18 @@
 //! Runs of unusual shapes, each before `qemu-img check` and `qemu-img compare`.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 use understudy_run::pace::unpaced;
-use understudy_run::{Encoder, Run, RunBuilder, cluster_hash};
+use understudy_run::{BuildError, Encoder, Run, RunBuilder, RunSink, RunSource, cluster_hash};
 
 use crate::qemu;
-use crate::support::{Clusters, Fill, Layer, apply, build, file_run, layer, memory_run, noise, params, push_raw};
+use crate::support::{
+    Clusters, Fill, Layer, apply, build, cluster_bytes, file_run, layer, memory_run, noise, params, push_raw,
+};
 
 /// Builds the run alone, and has QEMU compare it with the model.
 fn judge(virtual_size: u64, layer: &Layer) {
@@ -179,4 +182,64 @@ fn the_bytes_of_a_run_are_what_they_were() {
         blake3::hash(&bytes).to_hex().as_str(),
         "a9953a08ceebf61e2215fc0c9bd92d096618369dcc47bb95462611bc73ffec74"
     );
+}
+
+/// Scratch space that gives back what it was given, but for one bit.
+struct LyingSpool(Vec<u8>);
+
+impl RunSource for LyingSpool {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        RunSource::read_at(&self.0, offset, out)?;
+        out[100] ^= 1;
+        Ok(())
+    }
+}
+
+impl RunSink for LyingSpool {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        RunSink::write_at(&mut self.0, offset, bytes)
+    }
+}
+
+#[test]
+fn a_spool_changes_nothing_but_the_memory_it_takes() {
+    let clusters: Clusters = (0..1000).map(|n| (n * 2, Fill::Text(n as u8))).collect();
+    for count in [0, 1, 255, 256, 257, 512, 1000] {
+        let clusters: Clusters = clusters.iter().take(count).map(|(n, fill)| (*n, *fill)).collect();
+        let (summary, plain) = build(Vec::new(), params(8 << 20, 12, None), &clusters, 1);
+        let spool = Box::new(tempfile::tempfile().unwrap());
+        let mut builder = RunBuilder::with_spool(Vec::new(), params(8 << 20, 12, None), spool).unwrap();
+        fill_builder(&mut builder, &clusters);
+        assert_eq!(builder.projected_len(), summary.file_len);
+        let (spooled_summary, spooled) = builder.finish().unwrap();
+        assert!(spooled_summary == summary && spooled == plain, "{count} clusters");
+    }
+    let spool = Box::new(LyingSpool(Vec::new()));
+    let mut builder = RunBuilder::with_spool(Vec::new(), params(8 << 20, 12, None), spool).unwrap();
+    fill_builder(&mut builder, &clusters);
+    assert!(matches!(builder.finish(), Err(BuildError::Spool(_))));
+}
+
+fn fill_builder(builder: &mut RunBuilder<Vec<u8>>, clusters: &Clusters) {
+    let mut encoder = Encoder::new(1).unwrap();
+    let geometry = *builder.geometry();
+    for (number, fill) in clusters {
+        let address = number << geometry.cluster_bits();
+        push_raw(builder, &mut encoder, address, &cluster_bytes(&geometry, address, *fill));
+    }
+}
+
+#[test]
+fn runs_and_builders_may_move_between_threads() {
+    fn moves<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    moves::<RunBuilder<File>>();
+    moves::<understudy_run::RunReader<File>>();
+    moves::<Encoder>();
+    moves::<understudy_run::Decoder>();
+    shared::<Run<File>>();
 }
