@@ -30,7 +30,7 @@ pub(crate) const ENTRIES_MAX: u64 = 1 << 28;
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
 const FOOTER_MAGIC: [u8; 8] = *b"undrtrlr";
-const FOOTER_CONTEXT: &str = "understudy run footer v1";
+pub(crate) const FOOTER_CONTEXT: &str = "understudy run footer v1";
 const DIRECTORY_CONTEXT: &str = "understudy run directory v1";
 const PAGE_CONTEXT: &str = "understudy run page v1";
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -15,6 +16,11 @@ use crate::support::{Clusters, Fill, build, params};
 
 /// A run with every structure in it: plain, compressed and zero clusters, several level 2 tables, two pages of entries.
 fn sample() -> Vec<u8> {
+    static SAMPLE: LazyLock<Vec<u8>> = LazyLock::new(build_sample);
+    SAMPLE.clone()
+}
+
+fn build_sample() -> Vec<u8> {
     let mut clusters: Clusters = (0..290).map(|n| (n * 3, Fill::Text(n as u8))).collect();
     clusters.extend([(1, Fill::Noise(1)), (4, Fill::Zeros), (5, Fill::Zeros), (1600, Fill::HalfNoise(2))]);
     let params = params(7 << 20, 12, Some(("base.raw", BackingFormat::Raw)));
@@ -90,6 +96,47 @@ proptest! {
         changes.into_iter().for_each(|(at, value)| bytes[at.index(len)] = value);
         fuzzing::run_open(&bytes);
     }
+
+    #[test]
+    fn forged_trailers_do_no_harm(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)
+    ) {
+        // Footer, directory and entries, most of which fuzzing puts back under hashes that fit.
+        let mut bytes = sample();
+        let len = bytes.len();
+        let trailer = 192 + 2 * 40 + 293 * 56;
+        changes.into_iter().for_each(|(at, value)| bytes[len - 1 - at.index(trailer)] = value);
+        fuzzing::run_open(&bytes);
+    }
+}
+
+#[test]
+fn entries_that_contradict_the_tables_are_found_although_their_hashes_fit() {
+    // Each change is to one little-endian field of the first entry of a forged run: its address, place, length, kind.
+    let clusters: Clusters = (1..4).map(|n| (n, Fill::Text(n as u8))).collect();
+    let original = build(Vec::new(), params(1 << 20, 12, None), &clusters, 1).1;
+    let entry = original.len() - 192 - 40 - 3 * 56;
+    let changes =
+        [(0, 0x00), (1, 0x20), (7, 1), (8, 1), (9, 0), (14, 1), (16, 1), (19, 0xff), (20, 0), (20, 2), (20, 9)];
+    for (field, value) in changes {
+        let mut bytes = original.clone();
+        assert!(field == 0 || bytes[entry + field] != value);
+        bytes[entry + field] = value;
+        let forged = fuzzing::forge(&bytes).expect("the footer is as it was");
+        assert_eq!(find(&forged).is_ok(), field == 0, "byte {field} set to {value:#x}");
+    }
+}
+
+#[test]
+fn the_corpus_does_no_harm() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+    let replay = |target: &str, entry: fn(&[u8])| {
+        let files = std::fs::read_dir(corpus.join(target)).unwrap();
+        let count = files.map(|file| entry(&std::fs::read(file.unwrap().path()).unwrap())).count();
+        assert!(count >= 3, "{count} files for {target}");
+    };
+    replay("run_open", fuzzing::run_open);
+    replay("run_batch", fuzzing::run_batch);
 }
 
 #[test]
