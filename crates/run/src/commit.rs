@@ -1,7 +1,8 @@
 //! Writes a run into the raw base below it, so that the base becomes what the run made of it.
 //!
-//! Safe at any crash and any number of times: until somebody says otherwise the run still lies on top and hides what was written.
-//! Every cluster is checked before it is written. Syncing the base, and then saying otherwise, is the caller's part.
+//! Safe at any crash and any number of times: until somebody says otherwise the run still lies on top and hides what
+//! was written. Every cluster is checked before it is written. Syncing the base, and then saying otherwise, is the
+//! caller's part.
 
 use std::io;
 

@@ -69,7 +69,8 @@ fn open_and_use(bytes: &[u8]) {
     }
 }
 
-/// Makes all hashes of a run fit what they cover, the header included; `None` if the footer's sizes do not fit the file.
+/// Makes all hashes of a run fit what they cover, the header included; `None` if the footer's sizes do not fit the
+/// file.
 pub fn forge(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = bytes.to_vec();
     let trailer = mend_footer(&mut bytes)?;

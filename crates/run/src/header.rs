@@ -203,14 +203,9 @@ fn sector_hash(sector: &[u8; HEADER_LEN]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Whether the sector begins as any qcow2 file does.
-pub(crate) fn is_qcow2(sector: &[u8; HEADER_LEN]) -> bool {
-    sector[..4] == QCOW2_MAGIC.to_be_bytes()
-}
-
 /// Whether the sector claims to belong to a run.
 pub(crate) fn claims_run(sector: &[u8; HEADER_LEN]) -> bool {
-    is_qcow2(sector) && sector[112..116] == OUR_EXTENSION.to_be_bytes()
+    sector[..4] == QCOW2_MAGIC.to_be_bytes() && sector[112..116] == OUR_EXTENSION.to_be_bytes()
 }
 
 /// The backing file named in a sector that is equal, byte for byte, to the one that `layout` and that name give; `Err`

@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-/// Called every so often, at least once for each mebibyte, with the number of bytes handled since the last call. May sleep to
-/// throttle; `Break` ends the work, which then returns its `Cancelled` error and leaves its input untouched.
+/// Called every so often, at least once for each mebibyte, with the number of bytes handled since the last call. May
+/// sleep to throttle; `Break` ends the work, which then returns its `Cancelled` error and leaves its input untouched.
 pub type Pace<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// The pace of somebody in a hurry: never waits, never stops.

@@ -1,8 +1,8 @@
 //! Reads a sealed run through its own checksum table, never through its qcow2 tables, and follows no reference.
 //!
 //! [`Run::open`] checks the header, the footer and the directory; pages of the table are checked when they are first
-//! needed and clusters each time they are read. So whatever comes out of a [`RunReader`] is what was put in, or an error
-//! that names the damaged part. What nobody reads is [`crate::verify`]'s to look at.
+//! needed and clusters each time they are read. So whatever comes out of a [`RunReader`] is what was put in, or an
+//! error that names the damaged part. What nobody reads is [`crate::verify`]'s to look at.
 //!
 //! A run from elsewhere may be hostile: its hashes can all be right. Hence every number in it is checked against the
 //! geometry and the file's length before memory is taken or a byte is read.
@@ -16,7 +16,7 @@ use understudy_model::ErrorKind;
 use zerocopy::FromBytes;
 
 use crate::build::RunSummary;
-use crate::codec::{CodecError, Decoder};
+use crate::codec::{CodecError, Decoder, is_zero};
 use crate::digest::{OrderError, cluster_hash};
 use crate::entry::{Entry, EntryContent, RAW_ENTRY_LEN, RawEntry};
 use crate::geometry::Geometry;
@@ -149,7 +149,7 @@ impl<S: RunSource> Run<S> {
     pub fn open(source: S) -> Result<Self, ReadError> {
         let sector = read_header(&source)?;
         let (footer, trailer) = read_footer(&source).map_err(|err| match err {
-            // Another program's qcow2 file has no footer and never had one.
+            // Neither end is a run's: another program's file, or anything else.
             ReadError::Damaged { .. } if !header::claims_run(&sector) => ReadError::NotARun,
             err => err,
         })?;
@@ -200,7 +200,8 @@ pub(crate) fn read_header(source: &impl RunSource) -> Result<[u8; HEADER_LEN], R
         return Err(ReadError::NotARun);
     }
     source.read_at(0, &mut sector).map_err(ReadError::Io)?;
-    if header::is_qcow2(&sector) { Ok(sector) } else { Err(ReadError::NotARun) }
+    // The header is written last: as long as it is not, nothing else counts.
+    if is_zero(&sector) { Err(ReadError::NotARun) } else { Ok(sector) }
 }
 
 /// Reads the footer from the file's end.
@@ -302,8 +303,8 @@ impl<S: RunSource> RunReader<S> {
         Ok(Record { address, content: RecordContent::Data { stored, bytes } })
     }
 
-    /// A batch of about `target` bytes from the entries at and after `from`, and the address to go on from; `None` at the
-    /// run's end. Every cluster is checked on its way out.
+    /// A batch of about `target` bytes from the entries at and after `from`, and the address to go on from; `None` at
+    /// the run's end. Every cluster is checked on its way out.
     pub fn batch(&mut self, from: u64, target: usize) -> Result<Option<(Vec<u8>, u64)>, ReadError> {
         let geometry = *self.run.geometry();
         let mut writer = BatchWriter::new(geometry, target);

@@ -9,8 +9,9 @@
 //! number  little-endian base 128: seven bits a byte, the high bit says that more follow, shortest form only
 //! ```
 //!
-//! A batch stands for itself: its first record skips from the disk's beginning, each other from the end of the record before. Records ascend, so what
-//! is repeated, overlaps or goes back is refused. No hashes travel: the receiver computes them from what it holds.
+//! A batch stands for itself: its first record skips from the disk's beginning, each other from the end of the record
+//! before. Records ascend, so what is repeated, overlaps or goes back is refused. No hashes travel: the receiver
+//! computes them from what it holds.
 
 use understudy_model::ErrorKind;
 

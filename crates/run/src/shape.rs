@@ -10,8 +10,8 @@ use crate::geometry::Geometry;
 /// Sizes to choose from. A frozen image serves the 64 KiB neighbourhood of a dirty granule and no more.
 const CHOICE: std::ops::RangeInclusive<u32> = 12..=16;
 
-/// Longest level 1 table we choose, a quarter of what QEMU takes: it loads one for each run of a chain when it opens it,
-/// in full, however few clusters the run has.
+/// Longest level 1 table we choose, a quarter of what QEMU takes: it loads one for each run of a chain when it opens
+/// it, in full, however few clusters the run has.
 const L1_BYTES: u64 = 8 << 20;
 
 /// What a data cluster costs beside its bytes: its line in the checksum table, its descriptor, its reference counts.

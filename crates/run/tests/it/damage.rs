@@ -155,7 +155,9 @@ fn damage_is_named() {
     };
     assert_eq!(flip(layout_of(3 << 12) + 5), Some(Part::Cluster { address: 3 << 12 }));
     assert_eq!(flip(layout_of(1 << 12) + 5), Some(Part::Cluster { address: 1 << 12 }), "a plain one");
+    assert_eq!(flip(0), Some(Part::Header));
     assert_eq!(flip(20), Some(Part::Header));
+    assert_eq!(flip(112), Some(Part::Header));
     assert_eq!(flip(600), Some(Part::Header));
     assert_eq!(flip(bytes.len() - 1), Some(Part::Footer));
     assert_eq!(flip(bytes.len() - 193), Some(Part::Directory));
