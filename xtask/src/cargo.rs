@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use understudy_testkit::skip;
+
 use crate::steps::Counts;
 
 /// The package whose tests need real guests; they run apart from the others, which are quick.
@@ -64,11 +66,13 @@ pub fn run(mut command: Command) -> Result<()> {
 pub fn counted(mut command: Command, counts: &mut Counts) -> Result<()> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {command:?}"))?;
     let output = child.stdout.take().context("no pipe from cargo")?;
+    let mut tally = Tally::default();
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         println!("{line}");
-        count(&line, counts);
+        tally.line(&line);
     }
+    *counts = tally.counts;
     let status = child.wait()?;
     if !status.success() {
         bail!("{} ended with {status}", shown(&command));
@@ -81,16 +85,28 @@ fn shown(command: &Command) -> String {
     format!("cargo {}", words.collect::<Vec<_>>().join(" "))
 }
 
-/// `test result: ok. 3 passed; 1 failed; 2 ignored; …`
-fn count(line: &str, counts: &mut Counts) {
-    let Some((_, report)) = line.split_once("test result: ") else { return };
-    let number = |word: &str| {
-        let part = report.split([';', '.']).find(|part| part.trim().ends_with(word));
-        part.and_then(|part| part.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    counts.passed += number("passed");
-    counts.failed += number("failed");
-    counts.skipped += number("ignored");
+/// Adds up lines like `test result: ok. 3 passed; 1 failed; 2 ignored; …`.
+///
+/// The runner takes a test that skipped itself for one that passed; the line in which it said so comes before the runner's.
+#[derive(Debug, Default)]
+struct Tally {
+    counts: Counts,
+    said_skipped: u64,
+}
+
+impl Tally {
+    fn line(&mut self, line: &str) {
+        self.said_skipped += u64::from(line.starts_with(skip::WORD));
+        let Some((_, report)) = line.split_once("test result: ") else { return };
+        let number = |word: &str| {
+            let part = report.split([';', '.']).find(|part| part.trim().ends_with(word));
+            part.and_then(|part| part.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let skipped = std::mem::take(&mut self.said_skipped);
+        self.counts.passed += number("passed").saturating_sub(skipped);
+        self.counts.failed += number("failed");
+        self.counts.skipped += number("ignored") + skipped;
+    }
 }
 
 #[cfg(test)]
@@ -99,13 +115,14 @@ mod tests {
 
     #[test]
     fn reports_of_test_programs_are_added_up() {
-        let mut counts = Counts::default();
-        count(
+        let mut tally = Tally::default();
+        let lines = [
             "test result: ok. 16 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.2s",
-            &mut counts,
-        );
-        count("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out", &mut counts);
-        count("running 9 passed; tests", &mut counts);
-        assert_eq!(counts, Counts { passed: 19, failed: 2, skipped: 1 });
+            "running 9 passed; tests",
+            "SKIPPED a_test: needs root",
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        ];
+        lines.iter().for_each(|line| tally.line(line));
+        assert_eq!(tally.counts, Counts { passed: 18, failed: 2, skipped: 2 });
     }
 }

@@ -7,6 +7,9 @@
 //! | [`image`] | that guest's kernel and initramfs, made once and kept under `target/guest` |
 //! | [`emulator`] | which QEMU to run: the installed one, or Debian 12's own beside it |
 //! | [`disk`] | disk images made on the host, and the independent judges `qemu-img check` and `qemu-img compare` |
+//! | [`link`] | a TCP proxy with delay, rate, stall and cuts at a byte |
+//! | [`net`] | two network namespaces with a wire between them |
+//! | [`skip`] | saying that a test cannot run here |
 //! | [`wait`] | waiting for a state, with a bound |
 //! | [`process`] | processes that end when their owner ends |
 //! | [`packages`] | Debian's packages: installed by `setup`, or only unpacked into the cache |
@@ -21,6 +24,9 @@ pub mod disk;
 pub mod emulator;
 pub mod guest;
 pub mod image;
+pub mod link;
+pub mod net;
 pub mod packages;
 pub mod process;
+pub mod skip;
 pub mod wait;

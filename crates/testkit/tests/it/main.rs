@@ -1,3 +1,5 @@
 //! The harness against real programs: a guest that boots, writes, is killed and comes back.
 
 mod guest;
+mod link;
+mod net;
