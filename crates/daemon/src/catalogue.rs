@@ -26,8 +26,8 @@ mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, OpenFlags};
 
 pub use error::CatalogueError;
@@ -52,7 +52,7 @@ pub struct Catalogue {
 struct Inner {
     writer: Thread,
     reader: Thread,
-    commits: Arc<AtomicU64>,
+    commits: Counter,
 }
 
 impl Catalogue {
@@ -70,16 +70,16 @@ impl Catalogue {
             Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX);
         let reading = reading.map_err(CatalogueError::open(path))?;
         reading.busy_timeout(BUSY).map_err(CatalogueError::open(path))?;
-        let commits = Arc::new(AtomicU64::new(0));
+        let commits = Counter::default();
         let writer =
             Thread::writer(connection, commits.clone()).map_err(|err| CatalogueError::Thread(Arc::new(err)))?;
         let reader = Thread::reader(reading).map_err(|err| CatalogueError::Thread(Arc::new(err)))?;
         Ok(Self { inner: Arc::new(Inner { writer, reader, commits }) })
     }
 
-    /// Commits made since it was opened.
-    pub fn commits(&self) -> u64 {
-        self.inner.commits.load(Ordering::Relaxed)
+    /// Counts commits, since it was opened.
+    pub fn commits(&self) -> Counter {
+        self.inner.commits.clone()
     }
 
     /// Ends the threads after what was handed over is done, if this is the last handle. Blocks.

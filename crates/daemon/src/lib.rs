@@ -10,10 +10,13 @@ pub mod clock;
 pub mod config;
 pub mod entropy;
 pub mod events;
+pub mod faces;
 pub mod jobs;
 pub mod link;
+pub mod metrics;
 pub mod names;
 pub mod operations;
+pub mod service;
 pub mod state_dir;
 
 /// An error and its causes as one text, for places where nobody walks the chain.

@@ -9,9 +9,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
+use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,12 +39,9 @@ pub(super) struct Thread {
     joined: JoinHandle<()>,
 }
 
-/// Commits made so far, for metrics.
-pub(super) type Commits = Arc<AtomicU64>;
-
 impl Thread {
     /// A thread whose calls are committed.
-    pub(super) fn writer(connection: Connection, commits: Commits) -> std::io::Result<Self> {
+    pub(super) fn writer(connection: Connection, commits: Counter) -> std::io::Result<Self> {
         Self::start("catalogue-write", move |queue| write_all(connection, queue, &commits))
     }
 
@@ -102,7 +99,7 @@ impl Thread {
     }
 }
 
-fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Step>, commits: &Commits) {
+fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Step>, commits: &Counter) {
     let mut stopped: Option<CommitFailure> = None;
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while queue.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
@@ -111,7 +108,7 @@ fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Step>, commit
             continue;
         }
         match write_batch(&mut connection, batch.drain(..)) {
-            Ok(()) => drop(commits.fetch_add(1, Ordering::Relaxed)),
+            Ok(()) => drop(commits.inc()),
             Err(failure) if is_lasting(&failure.0) => {
                 tracing::error!(err = %failure.0, "catalogue can no longer be written; it stops until a restart");
                 stopped = Some(failure);

@@ -15,7 +15,7 @@ pub fn reference() -> String {
 }
 
 const HEAD: &str = "# Configuration\n\n\
-<!-- made from the code; refresh with UNDERSTUDY_GOLDEN=write cargo test -p understudy-daemon reference -->\n\n\
+<!-- made from the code; refresh with UNDERSTUDY_GOLDEN=write cargo test -p understudy-daemon golden -->\n\n\
 `understudy serve --config FILE` reads one TOML file. Every key may be left out. A key nobody knows is refused, and so\n\
 is a value out of its range: the daemon then does not start, and says which key it was. Flags of `serve` win over the\n\
 file. Spans of time are written `500ms`, `30s`, `5m`, `1h30m`, `2d`; sizes `512`, `64KiB`, `1MiB`.\n";

@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
@@ -51,7 +51,7 @@ struct Door {
     handler: Arc<dyn ChannelHandler>,
     config: config::Link,
     slots: Mutex<Slots>,
-    stats: Arc<LinkStats>,
+    stats: LinkStats,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -63,39 +63,37 @@ struct Slots {
     open: VecDeque<(u64, AbortHandle)>,
 }
 
-/// What happened at the door, for metrics.
-#[derive(Debug, Default)]
+/// What happened at the door, for metrics. Clones count together.
+#[derive(Debug, Clone, Default)]
 pub struct LinkStats {
     /// Connections that came to be served.
-    pub served: AtomicU64,
+    pub served: Counter,
     /// Connections that ended before: silent, broken, refused.
-    pub refused: AtomicU64,
+    pub refused: Counter,
     /// Handshakes ended early because too many were under way.
-    pub evicted: AtomicU64,
+    pub evicted: Counter,
     /// Times the system could not give us a connection.
-    pub starved: AtomicU64,
+    pub starved: Counter,
 }
 
 impl Listener {
-    /// Takes the address. Nothing is accepted before [`Listener::run`].
-    pub async fn bind(
-        address: SocketAddr,
+    /// A listener on a socket that was bound already. Nothing is accepted before [`Listener::run`].
+    pub fn new(
+        tcp: TcpListener,
         identity: &Identity,
         pairing: Arc<Pairing>,
         trust: Arc<Trust>,
         handler: Arc<dyn ChannelHandler>,
         config: config::Link,
-    ) -> io::Result<Self> {
-        let tls = tls::server_config(identity, trust.clone()).map_err(io::Error::other)?;
-        let tcp = TcpListener::bind(address).await?;
+    ) -> Result<Self, rustls::Error> {
         let door = Door {
-            acceptor: TlsAcceptor::from(tls),
+            acceptor: TlsAcceptor::from(tls::server_config(identity, trust.clone())?),
             trust,
             pairing,
             handler,
             config,
             slots: Mutex::default(),
-            stats: Arc::default(),
+            stats: LinkStats::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -108,7 +106,7 @@ impl Listener {
     }
 
     /// What happens at the door.
-    pub fn stats(&self) -> Arc<LinkStats> {
+    pub fn stats(&self) -> LinkStats {
         self.door.stats.clone()
     }
 
@@ -123,7 +121,7 @@ impl Listener {
             match accepted {
                 Ok((stream, remote)) => door.take(stream, remote),
                 Err(err) => {
-                    if door.stats.starved.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
+                    if (door.stats.starved.inc() + 1).is_power_of_two() {
                         tracing::warn!(%err, "connection of a host cannot be accepted");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -155,7 +153,7 @@ impl Door {
             && let Some((_, oldest)) = slots.open.pop_front()
         {
             oldest.abort();
-            self.stats.evicted.fetch_add(1, Ordering::Relaxed);
+            self.stats.evicted.inc();
         }
     }
 
@@ -169,12 +167,12 @@ impl Door {
         self.release(slot);
         match opened {
             Ok(Some(channel)) => {
-                self.stats.served.fetch_add(1, Ordering::Relaxed);
+                self.stats.served.inc();
                 self.handler.serve(channel).await;
             }
             Ok(None) => {}
             Err(err) => {
-                self.stats.refused.fetch_add(1, Ordering::Relaxed);
+                self.stats.refused.inc();
                 tracing::debug!(%remote, err = %crate::chain(&err), "connection of a host came to nothing");
             }
         }

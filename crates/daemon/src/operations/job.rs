@@ -22,6 +22,11 @@ impl Operations {
         self.parts.jobs.get(id).ok_or_else(|| unknown(id))
     }
 
+    /// The job that an answer names, for those who were given the answer.
+    pub fn job_of_answer(&self, id: JobId) -> Option<Job> {
+        self.parts.jobs.get(id)
+    }
+
     /// Waits until a job has ended, at most for `limit`; then shows it as it is.
     pub async fn job_wait(&self, _permit: &Permit<View>, id: JobId, limit: Duration) -> Result<Job, Refusal> {
         match tokio::time::timeout(limit.min(WAIT_MAX), self.parts.jobs.wait(id)).await {

@@ -1,4 +1,7 @@
 //! The daemon's parts put together: real TLS over loopback, real unix sockets, files and processes.
 
+mod golden;
 mod link;
+mod rest;
+mod service;
 mod support;

@@ -38,7 +38,7 @@ pub struct Host {
     pub pairing: Arc<Pairing>,
     pub dialler: Dialler,
     pub address: SocketAddr,
-    pub stats: Arc<LinkStats>,
+    pub stats: LinkStats,
     /// Peers whose connections came to be served, as they came.
     pub served: mpsc::UnboundedReceiver<PeerId>,
     /// Peers whose connections ended, as they ended.
@@ -89,9 +89,8 @@ impl Host {
         let (audit, _) = Audit::open(&dir.path().join("audit.log"), clock.clone()).unwrap();
         let identity = Arc::new(Identity::open(&dir.path().join("host.key")).unwrap());
         let trust = Trust::new(clock.clone(), link.connections_per_peer_max, vec![]);
-        // The address is needed in the card before the listener has it: take a free port first.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let card = Card { name: name.to_owned(), addresses: vec![free.to_string()] };
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let card = Card { name: name.to_owned(), addresses: vec![tcp.local_addr().unwrap().to_string()] };
         let parts = PairingParts {
             catalogue: catalogue.clone(),
             trust: trust.clone(),
@@ -105,8 +104,8 @@ impl Host {
         let (served_in, served) = mpsc::unbounded_channel();
         let (ended_in, ended) = mpsc::unbounded_channel();
         let handler = Arc::new(Echo { served: served_in, ended: ended_in });
-        let bound = Listener::bind(free, &identity, pairing.clone(), trust.clone(), handler, link.clone());
-        let listener = bound.await.unwrap();
+        let made = Listener::new(tcp, &identity, pairing.clone(), trust.clone(), handler, link.clone());
+        let listener = made.unwrap();
         let (address, stats) = (listener.local_addr().unwrap(), listener.stats());
         let stop = CancellationToken::new();
         let running = Some(tokio::spawn(listener.run(stop.clone())));

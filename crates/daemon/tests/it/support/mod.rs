@@ -1,3 +1,4 @@
 //! Builders shared by the tests.
 
+pub mod daemon;
 pub mod host;
