@@ -7,6 +7,8 @@
 //! | [`image`] | that guest's kernel and initramfs, made once and kept under `target/guest` |
 //! | [`emulator`] | which QEMU to run: the installed one, or Debian 12's own beside it |
 //! | [`disk`] | disk images made on the host, and the independent judges `qemu-img check` and `qemu-img compare` |
+//! | [`daemon`] | the program under test: start, kill, restart, its log and its command line |
+//! | [`golden`] | comparing with a committed file |
 //! | [`link`] | a TCP proxy with delay, rate, stall and cuts at a byte |
 //! | [`net`] | two network namespaces with a wire between them |
 //! | [`skip`] | saying that a test cannot run here |
@@ -20,8 +22,10 @@
 //! test panics or its process is killed.
 
 pub mod cache;
+pub mod daemon;
 pub mod disk;
 pub mod emulator;
+pub mod golden;
 pub mod guest;
 pub mod image;
 pub mod link;

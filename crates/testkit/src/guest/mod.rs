@@ -5,6 +5,7 @@
 //!
 //! Invariant: a QEMU started here is ended when its [`Guest`] is dropped, and never another.
 
+mod agent;
 mod arguments;
 mod config;
 mod console;
@@ -19,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+pub use agent::Agent;
 pub use config::{Bus, GuestConfig, GuestDisk, Machine, Start};
 pub use console::{Answer, Console};
 pub use qmp::Qmp;
