@@ -5,4 +5,6 @@
 //! the wrong moment. What is done with the bytes (hashing, packing, sending) is not known here.
 
 pub mod driver;
+pub mod guard;
 pub mod nbd;
+pub mod qmp;
