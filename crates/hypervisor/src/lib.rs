@@ -7,4 +7,5 @@
 pub mod driver;
 pub mod guard;
 pub mod nbd;
+pub mod qemu;
 pub mod qmp;

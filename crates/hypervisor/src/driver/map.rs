@@ -169,6 +169,12 @@ pub enum LostTracking {
         /// The number.
         number: CutNumber,
     },
+    /// The map has more pieces than can be worked with.
+    #[error("the map has more than {limit} extents")]
+    TooFragmented {
+        /// The bound.
+        limit: usize,
+    },
     /// The image was changed while no hypervisor was tracking it, or nothing shows that it was not.
     #[error("the image may have been changed while the VM was off")]
     ChangedWhileOff,

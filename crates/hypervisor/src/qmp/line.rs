@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -15,6 +15,9 @@ pub(super) const DEPTH_MAX: usize = 64;
 /// Most values in one line: what [`LINE_MAX`] of honest text holds. A parsed value takes some 32 bytes or more however
 /// short its text is, so this is what bounds the memory.
 pub(super) const VALUES_MAX: usize = 200_000;
+
+/// Most bytes read at once, so that a line gets past its bound by no more.
+const PART: usize = 16 << 10;
 
 /// What stands before a line from an agent that was just synchronised; it also resets QEMU's parsers.
 pub(super) const RESET: u8 = 0xff;
@@ -46,8 +49,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if self.searched > LINE_MAX {
                 return Err(QmpError::Protocol("a line without end"));
             }
-            self.buffer.reserve(8 << 10);
-            match self.input.read_buf(&mut self.buffer).await {
+            self.buffer.reserve(PART);
+            match self.input.read_buf(&mut (&mut self.buffer).limit(PART)).await {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
@@ -106,7 +109,7 @@ mod tests {
     async fn a_line_without_end_is_refused_at_the_bound() {
         let mut lines = Lines::new(tokio::io::repeat(b'x'));
         assert!(matches!(lines.next("a test").await, Err(QmpError::Protocol(_))));
-        assert!(lines.buffer.len() <= LINE_MAX + (16 << 10));
+        assert!(lines.buffer.len() <= LINE_MAX + PART);
     }
 
     #[test]

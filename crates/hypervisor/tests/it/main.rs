@@ -1,7 +1,16 @@
 //! The crate's tests that need more than one module, in one binary.
 
+mod agent;
+mod boot_sector;
+mod guard;
 mod nbd_handshake;
 mod nbd_peer;
 mod nbd_real;
 mod nbd_replies;
 mod programs;
+mod qemu_cut;
+mod qemu_guest;
+mod qemu_trouble;
+mod qmp_peer;
+mod qmp_talk;
+mod vm;

@@ -1,0 +1,57 @@
+//! Reaching the monitor.
+
+use serde_json::Value;
+
+use super::Shared;
+use super::answer::failed;
+use crate::driver::{Error, Result};
+use crate::qmp::{Monitor, QmpError, Version};
+
+impl Shared {
+    /// A connection to the monitor; `None` if no QEMU listens there, which is what a VM that is off looks like.
+    pub async fn try_monitor(&self) -> Result<Option<Monitor>> {
+        match Monitor::connect(&self.config.monitor, self.config.patience).await {
+            Ok(monitor) => Ok(Some(monitor)),
+            Err(QmpError::Absent { .. }) => Ok(None),
+            Err(err) => Err(failed("reach the VM", err)),
+        }
+    }
+
+    /// A connection to the monitor of a VM that must be on.
+    pub async fn monitor(&self) -> Result<Monitor> {
+        let monitor = Monitor::connect(&self.config.monitor, self.config.patience).await;
+        monitor.map_err(|err| failed("reach the VM", err))
+    }
+}
+
+/// Refuses a QEMU that cannot freeze disks without harm.
+pub fn check_version(version: Version) -> Result<()> {
+    if version >= super::VERSION_MIN {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: format!("QEMU {version} cannot freeze a disk without risk to the guest"),
+        remedy: format!("run the VM with QEMU {} or newer", super::VERSION_MIN),
+    })
+}
+
+/// What `query-status` says of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// Its processors run.
+    Running,
+    /// They do not, and the block layer is at rest.
+    Standing,
+    /// On its way from or to somewhere.
+    Moving,
+}
+
+/// Reads the answer to `query-status`. States that are not known count as moving: nothing is done then.
+pub fn run_state(status: &Value) -> RunState {
+    match status.get("status").and_then(Value::as_str).unwrap_or_default() {
+        "running" => RunState::Running,
+        "paused" | "prelaunch" | "shutdown" | "io-error" | "internal-error" | "watchdog" | "guest-panicked"
+        | "suspended" | "debug" => RunState::Standing,
+        _ => RunState::Moving,
+    }
+}
