@@ -2,7 +2,7 @@
 //!
 //! Clusters arrive in ascending order, already compressed, and are appended as they are. Nothing here decides which
 //! runs to keep, opens files or makes them durable (see `store`). Memory: a mebibyte of output, and for each data
-//! cluster and each range of zeros 56 bytes, or less than one with a spool; never in proportion to the disk.
+//! cluster and each range of zeros 64 bytes, or less than one with a spool; never in proportion to the disk.
 //!
 //! Invariant: the header is written last, so a run that was cut short is never mistaken for a whole one.
 
@@ -12,7 +12,7 @@ use understudy_model::ErrorKind;
 use zerocopy::IntoBytes;
 
 use crate::codec::{CodecError, Decoder, Stored, is_zero};
-use crate::digest::{ClusterHash, OrderError, RunDigest, RunDigester, cluster_hash};
+use crate::digest::{ClusterHash, OrderError, RunDigest, RunDigester, cluster_hash, stored_check};
 use crate::entry::{Entry, EntryContent};
 use crate::geometry::{Geometry, GeometryError};
 use crate::header::{self, Backing};
@@ -270,7 +270,8 @@ impl<S: RunSink> RunBuilder<S> {
         let at = self.place(stored, bytes.len() as u64);
         self.output.put(at, bytes).map_err(BuildError::Write)?;
         let len = bytes.len() as u32;
-        self.log(&Entry { address, content: EntryContent::Data { stored, at, len, hash: *hash } })?;
+        let check = if stored == Stored::Compressed { stored_check(address, bytes) } else { 0 };
+        self.log(&Entry { address, content: EntryContent::Data { stored, at, len, check, hash: *hash } })?;
         self.advance(address, 1);
         self.data_clusters += 1;
         self.stored_bytes += bytes.len() as u64;

@@ -39,16 +39,29 @@ hash_type!(
     RunDigest);
 
 const CLUSTER_DOMAIN: &[u8; 24] = b"understudy cluster v1\0\0\0";
+const STORED_DOMAIN: &[u8; 24] = b"understudy stored v1\0\0\0\0";
 const RUN_CONTEXT: &str = "understudy run digest v1";
 const CUT_CONTEXT: &str = "understudy cut digest v1";
 
 /// Hashes a cluster (or any other piece of a disk) together with its address. The address goes into the key, so it
 /// costs nothing, and bytes moved to another place no longer match.
 pub fn cluster_hash(address: u64, bytes: &[u8]) -> ClusterHash {
+    ClusterHash(*blake3::keyed_hash(&addressed_key(CLUSTER_DOMAIN, address), bytes).as_bytes())
+}
+
+/// A short check of a cluster's stored bytes, so that frames can be copied and forwarded without decompressing them
+/// first. Against damage, not against people: what counts is the hash of what the frame holds.
+pub(crate) fn stored_check(address: u64, stored: &[u8]) -> u64 {
+    let hash = blake3::keyed_hash(&addressed_key(STORED_DOMAIN, address), stored);
+    let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash is longer than a check");
+    u64::from_le_bytes(*first)
+}
+
+fn addressed_key(domain: &[u8; 24], address: u64) -> [u8; 32] {
     let mut key = [0; 32];
-    key[..24].copy_from_slice(CLUSTER_DOMAIN);
+    key[..24].copy_from_slice(domain);
     key[24..].copy_from_slice(&address.to_le_bytes());
-    ClusterHash(*blake3::keyed_hash(&key, bytes).as_bytes())
+    key
 }
 
 /// What a cluster holds. All-zero clusters are always of the zero kind, so that equal content has one digest.

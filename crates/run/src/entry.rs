@@ -32,6 +32,8 @@ pub enum EntryContent {
         at: u64,
         /// How many they are.
         len: u32,
+        /// Check of a frame's bytes; 0 for plain bytes, which the hash covers.
+        check: u64,
         /// Hash of the decompressed cluster and its address.
         hash: ClusterHash,
     },
@@ -64,11 +66,13 @@ pub(crate) struct RawEntry {
     len: U32,
     /// One of the `KIND` constants.
     kind: U32,
+    /// Compressed: the frame's check. Otherwise 0.
+    check: U64,
     /// Data: the cluster's hash. Zeros: 0.
     hash: [u8; 32],
 }
 
-pub(crate) const RAW_ENTRY_LEN: usize = 56;
+pub(crate) const RAW_ENTRY_LEN: usize = 64;
 const _: () = assert!(size_of::<RawEntry>() == RAW_ENTRY_LEN);
 
 const KIND_ZEROS: u32 = 0;
@@ -84,13 +88,15 @@ impl RawEntry {
                 at_or_count: U64::new(count),
                 len: U32::ZERO,
                 kind: U32::new(KIND_ZEROS),
+                check: U64::ZERO,
                 hash: [0; 32],
             },
-            EntryContent::Data { stored, at, len, hash } => Self {
+            EntryContent::Data { stored, at, len, check, hash } => Self {
                 address,
                 at_or_count: U64::new(at),
                 len: U32::new(len),
                 kind: U32::new(if stored == Stored::Compressed { KIND_COMPRESSED } else { KIND_PLAIN }),
+                check: U64::new(check),
                 hash: hash.0,
             },
         }
@@ -114,17 +120,18 @@ impl RawEntry {
     fn check_zeros(&self, geometry: &Geometry) -> Option<EntryContent> {
         let count = self.at_or_count.get();
         let left = geometry.clusters() - (self.address.get() >> geometry.cluster_bits());
-        let fits = count >= 1 && count <= left && self.len.get() == 0 && self.hash == [0; 32];
+        let fits = count >= 1 && count <= left && self.len.get() == 0 && self.check.get() == 0 && self.hash == [0; 32];
         fits.then_some(EntryContent::Zeros { count })
     }
 
     fn check_data(&self, geometry: &Geometry, data_end: u64, stored: Stored) -> Option<EntryContent> {
-        let (at, len, size) = (self.at_or_count.get(), self.len.get(), geometry.cluster_size());
+        let (at, len, check) = (self.at_or_count.get(), self.len.get(), self.check.get());
+        let size = geometry.cluster_size();
         let whole = match stored {
             Stored::Compressed => len >= 1 && u64::from(len) < size,
-            Stored::Plain => u64::from(len) == size && at & (size - 1) == 0,
+            Stored::Plain => u64::from(len) == size && at & (size - 1) == 0 && check == 0,
         };
         let inside = at >= size && at.checked_add(u64::from(len)).is_some_and(|end| end <= data_end);
-        (whole && inside).then_some(EntryContent::Data { stored, at, len, hash: ClusterHash(self.hash) })
+        (whole && inside).then_some(EntryContent::Data { stored, at, len, check, hash: ClusterHash(self.hash) })
     }
 }

@@ -1,7 +1,7 @@
 //! The entries of a run under construction, as the pages that will end in its trailer.
 //!
 //! Kept in pages rather than in one vector, so that growing never copies a million entries. Without a spool the memory
-//! is what the entries take, 56 bytes each; with one, full pages go there, and 40 bytes remain of every 256 entries.
+//! is what the entries take, 64 bytes each; with one, full pages go there, and 40 bytes remain of every 256 entries.
 //! Pages that come back from a spool are checked against their hashes.
 
 use std::io;

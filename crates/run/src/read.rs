@@ -16,8 +16,8 @@ use understudy_model::ErrorKind;
 use zerocopy::FromBytes;
 
 use crate::build::RunSummary;
-use crate::codec::{CodecError, Decoder, is_zero};
-use crate::digest::{OrderError, cluster_hash};
+use crate::codec::{CodecError, Decoder, Stored, is_zero};
+use crate::digest::{OrderError, cluster_hash, stored_check};
 use crate::entry::{Entry, EntryContent, RAW_ENTRY_LEN, RawEntry};
 use crate::geometry::Geometry;
 use crate::header::{self, Backing, HEADER_LEN};
@@ -269,7 +269,7 @@ impl<S: RunSource> RunReader<S> {
 
     /// A data cluster's bytes, decompressed and checked against the entry's hash.
     pub fn read_cluster(&mut self, entry: &Entry) -> Result<&[u8], ReadError> {
-        let EntryContent::Data { stored, at, len, hash } = entry.content else {
+        let EntryContent::Data { stored, at, len, hash, .. } = entry.content else {
             panic!("a range of zeros has no bytes to read");
         };
         if self.cluster_address == Some(entry.address) {
@@ -289,17 +289,23 @@ impl<S: RunSource> RunReader<S> {
         Ok(&self.cluster)
     }
 
-    /// An entry as the record in which it travels: the stored bytes as they are, after they were checked.
+    /// An entry as the record in which it travels: the stored bytes as they are. They are checked, but not
+    /// decompressed.
     pub fn record(&mut self, entry: &Entry) -> Result<Record<'_>, ReadError> {
         let address = entry.address;
-        let EntryContent::Data { stored, at, len, .. } = entry.content else {
+        let EntryContent::Data { stored, at, len, check, hash } = entry.content else {
             return Ok(Record { address, content: RecordContent::Zeros { count: entry.clusters() } });
         };
-        self.cluster_address = None;
-        self.read_cluster(entry)?;
         let inner = &self.run.inner;
         let end = inner.trailer.layout.data_end;
         let bytes = self.window.bytes(&inner.source, at, len as usize, end).map_err(ReadError::Io)?;
+        let whole = match stored {
+            Stored::Compressed => stored_check(address, bytes) == check,
+            Stored::Plain => cluster_hash(address, bytes) == hash,
+        };
+        if !whole {
+            return Err(ReadError::damaged(Part::Cluster { address }));
+        }
         Ok(Record { address, content: RecordContent::Data { stored, bytes } })
     }
 

@@ -15,7 +15,7 @@ const CHOICE: std::ops::RangeInclusive<u32> = 12..=16;
 const L1_BYTES: u64 = 8 << 20;
 
 /// What a data cluster costs beside its bytes: its line in the checksum table, its descriptor, its reference counts.
-const ENTRY_COST: u64 = 56 + 8 + 4;
+const ENTRY_COST: u64 = 64 + 8 + 4;
 
 /// Bytes of a level 2 table that share a block of the file system, and so are written together.
 const TABLE_BLOCK: u64 = 4096;

@@ -1,7 +1,7 @@
 //! What lies behind the last reference-counted cluster, where QEMU neither reads nor writes: the checksum table.
 //!
 //! ```text
-//! pages      entries of 56 bytes in the order of addresses, 256 to a page, the last page shorter
+//! pages      entries of 64 bytes in the order of addresses, 256 to a page, the last page shorter
 //! directory  for each page: address of its first entry (8), its hash (32)
 //! footer     192 bytes, the last of the file, little-endian as all of the trailer
 //! ```

@@ -124,6 +124,8 @@ impl<S: RunSource> Check<'_, S> {
         }
         self.zeros(tally.file_position, at, Part::Padding { offset: tally.file_position })?;
         let inside = self.run.geometry().len_at(entry.address) as usize;
+        // Two frames may hold the same bytes: that this is the one which was put here, its check says.
+        self.reader.record(entry)?;
         let cluster = self.reader.read_cluster(entry)?;
         if is_zero(cluster) || !is_zero(&cluster[inside..]) {
             return Err(damaged(Part::Cluster { address: entry.address }));

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use understudy_run::pace::unpaced;
 use understudy_run::{Backing, BackingFormat, ChainReader, RawBase, Run, commit, overlay, repoint};
 
-use crate::support::{Fill, Layer, apply, file_run, layer, noise, params};
+use crate::support::{Fill, Layer, apply, cases, file_run, layer, noise, params};
 use crate::{qemu, support};
 
 /// A base of noise and text with a hole in it.
@@ -43,7 +43,7 @@ fn three_layers() -> impl Strategy<Value = (u64, u8, Vec<Layer>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn a_chain_of_three_reads_like_the_model((virtual_size, seed, layers) in three_layers()) {

@@ -10,7 +10,7 @@ use understudy_run::{
 };
 
 use crate::qemu;
-use crate::support::{Fill, Layer, apply, layer, memory_run, params};
+use crate::support::{Fill, Layer, apply, cases, layer, memory_run, params};
 
 fn run_of(virtual_size: u64, layer: &Layer) -> Run<Vec<u8>> {
     memory_run(params(virtual_size, layer.bits, None), &layer.clusters)
@@ -52,7 +52,7 @@ fn growing_layers() -> impl Strategy<Value = (u64, Vec<(u64, Layer)>, u32)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn a_merge_agrees_with_the_model((base_size, layers, out_bits) in growing_layers()) {

@@ -5,11 +5,21 @@ use std::fs::File;
 use std::path::Path;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use understudy_run::pace::unpaced;
 use understudy_run::{
     Backing, BackingFormat, Encoded, Encoder, Geometry, Run, RunBuilder, RunParams, RunSink, RunSummary, Stored,
     cluster_hash,
 };
+
+/// So many cases, the same ones each time, unless the environment names another seed.
+pub fn cases(count: u32) -> ProptestConfig {
+    let mut config = ProptestConfig::with_cases(count);
+    if let RngSeed::Random = config.rng_seed {
+        config.rng_seed = RngSeed::Fixed(u64::from(count));
+    }
+    config
+}
 
 /// What a cluster is filled with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
