@@ -3,7 +3,7 @@
 //! The compiler's own coverage instrumentation is enough for the fuzzer to find its way, so neither a nightly compiler nor another cargo
 //! command is needed. Without a nightly there is no address sanitizer; the code under test has no unsafe blocks for it to watch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -33,22 +33,24 @@ pub struct Fuzz {
 }
 
 impl Fuzz {
-    /// Builds the target, and runs it on its corpus.
+    /// Builds the target, and runs it from its corpus. What it finds goes to the target directory; an input worth keeping is
+    /// moved to the committed corpus by hand.
     pub fn run(&self) -> Result<()> {
         let root = cache::source_dir().join("fuzz");
         if !root.join("fuzz_targets").join(format!("{}.rs", self.target)).is_file() {
             bail!("no target {} in fuzz/fuzz_targets", self.target);
         }
-        let corpus = root.join("corpus").join(&self.target);
-        std::fs::create_dir_all(&corpus)?;
+        let found = cache::target_dir()?.join("fuzz/found").join(&self.target);
+        std::fs::create_dir_all(&found)?;
         let program = self.build(&root)?;
         let mut command = Command::new(program);
-        command.arg(&corpus).args(&self.rest).current_dir(&root);
-        command.args(self.seconds.map(|seconds| format!("-max_total_time={seconds}")));
+        command.arg(&found).current_dir(&root).arg(format!("-artifact_prefix={}/failed-", found.display()));
+        command.args(Some(root.join("corpus").join(&self.target)).filter(|corpus| corpus.is_dir()));
+        command.args(self.seconds.map(|seconds| format!("-max_total_time={seconds}"))).args(&self.rest);
         run(command)
     }
 
-    fn build(&self, root: &PathBuf) -> Result<PathBuf> {
+    fn build(&self, root: &Path) -> Result<PathBuf> {
         let target = cache::target_dir()?.join("fuzz");
         let mut command = Command::new("cargo");
         command.args(["build", "--release", "--bin", &self.target, "--target", TRIPLE, "--target-dir"]);
