@@ -5,6 +5,7 @@
 //! the wrong moment. What is done with the bytes (hashing, packing, sending) is not known here.
 
 pub mod driver;
+pub mod fake;
 pub mod guard;
 pub mod nbd;
 pub mod qemu;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod boot_sector;
+mod fake_model;
 mod guard;
 mod nbd_handshake;
 mod nbd_peer;
