@@ -1,0 +1,64 @@
+//! What an operator sees of a replica.
+
+use understudy_model::{Cut, DiskId, DiskSpec, Generation, SessionNumber, VmId};
+
+use super::VmStore;
+use super::failover::FailoverReport;
+use super::points::PointReport;
+use crate::manifest::Link;
+
+/// A replica, as it is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmReport {
+    /// The VM.
+    pub vm: VmId,
+    /// The highest generation seen.
+    pub generation: Generation,
+    /// The newest session admitted in it.
+    pub session: SessionNumber,
+    /// The relationship was removed and its points were kept.
+    pub detached: bool,
+    /// The VM's disks as of the newest cut.
+    pub disks: Vec<DiskSpec>,
+    /// The initial copy under way: how far each disk is.
+    pub initial: Option<Vec<(DiskId, u64)>>,
+    /// The newest cut.
+    pub newest: Option<Cut>,
+    /// Every cut that can be opened, oldest first.
+    pub points: Vec<PointReport>,
+    /// Links in the chain above the base.
+    pub links: usize,
+    /// Bytes in run files.
+    pub run_bytes: u64,
+    /// Failovers and tests.
+    pub failovers: Vec<FailoverReport>,
+    /// What is known to be damaged.
+    pub damage: Vec<String>,
+    /// Why the replica stopped, if it did.
+    pub stopped: Option<String>,
+    /// Whether upkeep has something to do.
+    pub needs_upkeep: bool,
+}
+
+impl VmStore {
+    /// The replica as it is now.
+    pub fn report(&self) -> VmReport {
+        let m = self.manifest();
+        VmReport {
+            vm: self.vm,
+            generation: m.generation,
+            session: m.session,
+            detached: m.detached,
+            disks: m.current_disks().cloned().collect(),
+            initial: self.base_positions(),
+            newest: self.newest(),
+            points: self.points(),
+            links: m.links.len(),
+            run_bytes: m.links.iter().map(Link::len).sum(),
+            failovers: self.failovers(),
+            damage: m.damage.iter().map(|d| format!("{}: {}", d.object, d.what)).collect(),
+            stopped: self.stopped(),
+            needs_upkeep: self.needs_upkeep(),
+        }
+    }
+}
