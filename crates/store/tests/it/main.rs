@@ -1,0 +1,13 @@
+//! The store against a primary in memory: on disks that crash, fail, fill up and rot, and on real files with QEMU's
+//! tools as judges.
+
+mod image;
+mod scenario;
+mod support;
+
+mod crash;
+mod damage;
+mod failures;
+mod model;
+mod qemu;
+mod receive;

@@ -1,0 +1,342 @@
+//! The operations of a replica as steps that can be cut short anywhere, and what must hold after any of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use understudy_model::{CutDigest, Generation};
+use understudy_store::files::{Files, MemFiles};
+use understudy_store::{
+    BaseBytes, BaseStart, Definition, FailoverId, FailoverPurpose, FailoverStage, Removal, Store, StoreOptions,
+    UpkeepStep, VmStore,
+};
+
+use crate::support::*;
+
+pub type Failure = Box<dyn std::error::Error>;
+
+/// One operation on a small VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    InitialCopy,
+    FirstCycle,
+    Cycle,
+    Retain,
+    Merge,
+    Commit,
+    Test,
+    EndTest,
+    FailOver,
+    Revert,
+    CommitFailover,
+    Remove,
+    Reopen,
+}
+
+impl Operation {
+    pub const ALL: [Operation; 14] = [
+        Operation::Create,
+        Operation::InitialCopy,
+        Operation::FirstCycle,
+        Operation::Cycle,
+        Operation::Retain,
+        Operation::Merge,
+        Operation::Commit,
+        Operation::Test,
+        Operation::EndTest,
+        Operation::FailOver,
+        Operation::Revert,
+        Operation::CommitFailover,
+        Operation::Remove,
+        Operation::Reopen,
+    ];
+}
+
+/// What may be there after an operation was cut short: one of these, whole.
+#[derive(Clone, Default, PartialEq)]
+pub struct Expected {
+    /// There is a replica.
+    pub exists: bool,
+    /// Its points, with their images.
+    pub points: BTreeMap<CutDigest, Images>,
+    pub generation: u64,
+    /// Stages and cuts of failovers.
+    pub failovers: Vec<(FailoverStage, CutDigest)>,
+    /// Bytes of an initial copy that must be there; `None` if none is under way.
+    pub copied: Option<u64>,
+}
+
+/// A disk on which everything is ready for an operation.
+pub struct Stage {
+    pub files: MemFiles,
+    pub primary: Primary,
+    operation: Operation,
+    cuts: Vec<(CutDigest, Images)>,
+    failover: Option<FailoverId>,
+    cycle: Option<Cycle>,
+    pub before: Expected,
+    pub after: Expected,
+}
+
+impl Stage {
+    /// Prepares a disk. Everything so far is durable and was acknowledged.
+    pub fn new(operation: Operation) -> Self {
+        let files = MemFiles::new();
+        let mut primary = Primary::small();
+        (0..16).for_each(|i| primary.write(i % 2, i as u64 * 12_288, 9_000, i as u64 + 1));
+        let mut stage = Self {
+            files,
+            primary,
+            operation,
+            cuts: Vec::new(),
+            failover: None,
+            cycle: None,
+            before: Expected { generation: 1, ..Expected::default() },
+            after: Expected::default(),
+        };
+        stage.prepare();
+        stage.after = stage.expect_after();
+        stage
+    }
+
+    fn prepare(&mut self) {
+        let store = open(&self.files);
+        if self.operation == Operation::Create {
+            return;
+        }
+        let vm = store.create_vm(self.primary.vm, Generation(1), &self.primary.specs).unwrap();
+        self.before.exists = true;
+        let session = self.primary.admit(&vm);
+        if self.operation == Operation::InitialCopy {
+            return;
+        }
+        self.primary.send_base(&vm, session);
+        self.before.copied = Some(DISK);
+        if self.operation == Operation::FirstCycle {
+            self.primary.write(1, 0, 30_000, 50);
+            self.next_cycle();
+            return;
+        }
+        (0..6).for_each(|i| self.replicate(&vm, i));
+        self.prepare_replica(&vm);
+        self.before.copied = None;
+        self.before.points = self.points(&vm);
+        self.before.failovers = vm.failovers().iter().map(|f| (f.stage, f.cut)).collect();
+        self.before.generation = vm.report().generation.0;
+    }
+
+    fn replicate(&mut self, vm: &Arc<VmStore>, i: u64) {
+        self.primary.write((i % 2) as usize, i * 20_000, 15_000, 60 + i);
+        self.primary.write(0, i * 8_192, 4_096, i % 3);
+        self.primary.cluster_bits = 12 + (i % 2) as u32;
+        let extension = "json".to_owned();
+        self.primary.definition = Some(Definition { extension, bytes: vec![i as u8 / 2; 100], blobs: vec![] });
+        let cut = self.primary.replicate(vm, true);
+        self.cuts.push((cut.id.digest, self.primary.images.clone()));
+    }
+
+    fn prepare_replica(&mut self, vm: &Arc<VmStore>) {
+        let keep = |cuts: &[usize]| {
+            let points: Vec<_> = cuts.iter().map(|i| self.cuts[*i].0.point()).collect();
+            vm.retain(&points).unwrap();
+        };
+        let take_over = FailoverPurpose::TakeOver { generation: Generation(2) };
+        match self.operation {
+            Operation::Cycle => {
+                // Something committed and something merged lies below already.
+                keep(&[2, 5]);
+                upkeep(vm);
+                self.primary.write(0, 3_000, 70_000, 90);
+                self.primary.write(1, 100_000, 4_096, 91);
+                self.primary.definition.as_mut().unwrap().bytes = b"new".to_vec();
+                self.next_cycle();
+            }
+            Operation::Merge => {
+                // The base holds the first cut, which stays; those up to the fifth become one.
+                keep(&[0, 4]);
+                assert!(matches!(vm.upkeep(&mut unpaced), Ok(UpkeepStep::Committed { .. })));
+            }
+            Operation::Commit => {
+                // Once before, so that a stub is there to be replaced.
+                keep(&[4]);
+                assert!(matches!(vm.upkeep(&mut unpaced), Ok(UpkeepStep::Committed { .. })));
+            }
+            Operation::EndTest => {
+                self.failover = Some(vm.begin_failover(self.point(3), FailoverPurpose::Test).unwrap());
+            }
+            Operation::Revert | Operation::CommitFailover => {
+                self.failover = Some(vm.begin_failover(self.point(3), take_over).unwrap());
+            }
+            _ => {}
+        }
+    }
+
+    fn point(&self, cut: usize) -> understudy_model::PointId {
+        self.cuts[cut].0.point()
+    }
+
+    fn next_cycle(&mut self) {
+        self.cycle = Some(self.primary.cut());
+    }
+
+    fn points(&self, vm: &VmStore) -> BTreeMap<CutDigest, Images> {
+        let images = |digest| self.cuts.iter().find(|(d, _)| *d == digest).unwrap().1.clone();
+        vm.points().iter().map(|p| (p.cut.id.digest, images(p.cut.id.digest))).collect()
+    }
+
+    fn expect_after(&self) -> Expected {
+        let mut after = self.before.clone();
+        let cut = |i: usize| self.cuts[i].0;
+        match self.operation {
+            Operation::Create => after.exists = true,
+            Operation::InitialCopy => after.copied = Some(DISK),
+            Operation::FirstCycle | Operation::Cycle => {
+                let cycle = self.cycle.as_ref().unwrap();
+                after.copied = None;
+                after.points.insert(cycle.digest, cycle.images.clone());
+            }
+            Operation::Retain => after.points.retain(|d, _| [cut(1), cut(5)].contains(d)),
+            Operation::Test => after.failovers.push((FailoverStage::Test, cut(3))),
+            Operation::FailOver => {
+                after.failovers.push((FailoverStage::Active, cut(3)));
+                after.generation = 2;
+            }
+            Operation::EndTest | Operation::Revert => after.failovers.clear(),
+            Operation::CommitFailover => {
+                after.failovers = vec![(FailoverStage::Committed, cut(3))];
+                after.points.retain(|d, _| ![cut(4), cut(5)].contains(d));
+            }
+            Operation::Remove => after = Expected { generation: 1, ..Expected::default() },
+            Operation::Merge | Operation::Commit | Operation::Reopen => {}
+        }
+        after
+    }
+
+    /// Opens the store on `files`, a copy of this stage's disk behind whatever fails, and carries the operation out.
+    pub fn run(&self, files: Arc<dyn Files>, options: StoreOptions) -> Result<(), Failure> {
+        let store = Store::open(files, options)?;
+        self.run_on(&store)
+    }
+
+    pub fn run_on(&self, store: &Store) -> Result<(), Failure> {
+        if self.operation == Operation::Create {
+            store.create_vm(self.primary.vm, Generation(1), &self.primary.specs)?;
+            return Ok(());
+        }
+        let vm = store.vm(self.primary.vm).ok_or("the replica cannot be opened")?;
+        let mut primary = self.primary.clone();
+        match self.operation {
+            Operation::Create | Operation::Reopen => {}
+            Operation::InitialCopy => copy(&mut primary, &vm)?,
+            Operation::FirstCycle | Operation::Cycle => {
+                primary.session = primary.session.next();
+                let session = vm.admit_session(primary.generation, primary.session)?;
+                send(&vm, session, self.cycle.as_ref().unwrap(), true)?;
+            }
+            Operation::Retain => vm.retain(&[self.point(1), self.point(5)])?,
+            Operation::Merge | Operation::Commit => {
+                vm.upkeep(&mut unpaced)?;
+            }
+            Operation::Test => {
+                vm.begin_failover(self.point(3), FailoverPurpose::Test)?;
+            }
+            Operation::FailOver => {
+                vm.begin_failover(self.point(3), FailoverPurpose::TakeOver { generation: Generation(2) })?;
+            }
+            Operation::EndTest | Operation::Revert => vm.revert_failover(self.failover.unwrap())?,
+            Operation::CommitFailover => vm.commit_failover(self.failover.unwrap())?,
+            Operation::Remove => store.remove(self.primary.vm, Removal::DestroyPoints)?,
+        }
+        Ok(())
+    }
+
+    /// What is there after recovery must be what was before the operation or what is after it, and if the operation
+    /// had reported success, the latter. Everything must go on working from there.
+    pub fn judge(&self, files: &MemFiles, succeeded: bool) {
+        self.judge_state(files, succeeded, false);
+        self.go_on(files, &open(files));
+    }
+
+    /// Likewise without going on. `doubts`: the disk may have seemed damaged for a while.
+    pub fn judge_state(&self, files: &MemFiles, succeeded: bool, doubts: bool) {
+        let store = open(files);
+        assert_eq!(store.unopened(), [], "{:?}", self.operation);
+        if let Some(vm) = store.vm(self.primary.vm)
+            && doubts
+        {
+            // What could not be read was set aside; it is whole and comes back.
+            assert_eq!(vm.check(&mut unpaced).unwrap().damage, []);
+        }
+        let found = self.found(files, &store);
+        let done = found == self.after;
+        let initial = self.operation == Operation::InitialCopy && !succeeded;
+        let undone = found == self.before || (initial && found.points.is_empty());
+        assert!(done || (undone && !succeeded), "{:?}: {}", self.operation, describe(&found));
+    }
+
+    fn found(&self, files: &MemFiles, store: &Store) -> Expected {
+        let Some(vm) = store.vm(self.primary.vm) else { return Expected { generation: 1, ..Expected::default() } };
+        let report = vm.report();
+        assert_eq!(report.damage, [] as [String; 0], "{:?}", self.operation);
+        assert_no_leftovers(files, &vm);
+        let read = |path: &str| files.content(path).unwrap();
+        for failover in vm.failovers() {
+            let image = &self.cuts.iter().find(|(d, _)| *d == failover.cut).unwrap().1;
+            for ((_, path), image) in vm.overlay_paths(failover.id).unwrap().iter().zip(image) {
+                let path = path.strip_prefix("/memory").unwrap().to_str().unwrap();
+                assert!(crate::image::read_qcow2(&read, path) == *image);
+            }
+        }
+        let points = report.points.iter().map(|p| (p.cut.id.digest, images_of(files, &vm, p.cut.point())));
+        Expected {
+            exists: true,
+            points: points.collect(),
+            generation: report.generation.0,
+            failovers: report.failovers.iter().map(|f| (f.stage, f.cut)).collect(),
+            copied: report.initial.map(|positions| positions.iter().map(|(_, at)| *at).min().unwrap()),
+        }
+    }
+
+    /// Finishes what can be finished, then a cycle, upkeep and a check on top.
+    pub fn go_on(&self, files: &MemFiles, store: &Store) {
+        let Some(vm) = store.vm(self.primary.vm) else { return };
+        let mut primary = self.primary.clone();
+        let report = vm.report();
+        if report.generation != primary.generation {
+            return assert_eq!(vm.check(&mut unpaced).unwrap().damage, []);
+        }
+        primary.session = report.session;
+        if report.newest.is_none() {
+            copy(&mut primary, &vm).unwrap();
+        }
+        primary.parent = report.newest.as_ref().map_or(CutDigest::ZERO, |c| c.id.digest);
+        primary.number.0 += 10;
+        let cut = primary.replicate(&vm, true);
+        assert!(images_of(files, &vm, cut.point()) == primary.images, "{:?}: the next cycle", self.operation);
+        upkeep(&vm);
+        assert!(images_of(files, &vm, cut.point()) == primary.images, "{:?}: after upkeep", self.operation);
+        assert_eq!(vm.check(&mut unpaced).unwrap().damage, [], "{:?}", self.operation);
+    }
+}
+
+fn describe(found: &Expected) -> String {
+    let Expected { exists, points, generation, failovers, copied } = found;
+    format!("{exists} {:?} {generation} {failovers:?} {copied:?}", points.keys())
+}
+
+/// Sends the whole disks, resuming where an earlier attempt was durable.
+fn copy(primary: &mut Primary, vm: &Arc<VmStore>) -> Result<(), Failure> {
+    primary.session = primary.session.next();
+    let session = vm.admit_session(primary.generation, primary.session)?;
+    let base = vm.begin_base(session, BaseStart::Resume)?;
+    let half = (DISK / 2) as usize;
+    for (spec, image) in primary.specs.iter().zip(&primary.images) {
+        base.write(spec.id, 0, BaseBytes::Data(&image[..half]))?;
+    }
+    base.sync()?;
+    for (spec, image) in primary.specs.iter().zip(&primary.images) {
+        base.write(spec.id, half as u64, BaseBytes::Data(&image[half..]))?;
+    }
+    base.sync()?;
+    Ok(())
+}
