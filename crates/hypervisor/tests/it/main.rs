@@ -12,6 +12,7 @@ mod nbd_handshake;
 mod nbd_peer;
 mod nbd_real;
 mod nbd_replies;
+mod offline_real;
 mod programs;
 mod qemu_cut;
 mod qemu_guest;
