@@ -2,6 +2,7 @@
 
 mod agent;
 mod boot_sector;
+mod corpora;
 mod fake_model;
 mod guard;
 mod machine_derive;
