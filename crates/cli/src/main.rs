@@ -1,2 +1,53 @@
-//! Entry point.
-fn main() {}
+//! The `understudy` program: the daemon (`understudy serve`), and everything people ask of it.
+//!
+//! Each command is a client of the API on the daemon's unix socket and holds no truth of its own. With `--json` it
+//! prints the API's objects as they came. What goes wrong goes to standard error, the chain of causes first, then a
+//! hint; the exit code tells the kinds of failure apart.
+
+mod arguments;
+mod client;
+mod command;
+mod failure;
+mod follow;
+#[cfg(test)]
+mod reference;
+mod serve;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let json = arguments.json;
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(json);
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let runtime = |threads: bool| {
+        let mut builder = if threads {
+            tokio::runtime::Builder::new_multi_thread()
+        } else {
+            tokio::runtime::Builder::new_current_thread()
+        };
+        builder.enable_all().build().map_err(|err| Failure::Other(anyhow::Error::new(err).context("cannot start")))
+    };
+    match arguments.command {
+        Command::Serve(flags) => runtime(true)?.block_on(serve::run(flags, arguments.socket)),
+        Command::Openapi => {
+            print!("{}", understudy_daemon::faces::rest::document());
+            Ok(())
+        }
+        command => runtime(false)?.block_on(command::run(command, arguments.socket, arguments.json)),
+    }
+}

@@ -9,6 +9,7 @@
 //! Nobody can ask anything before everything that may be asked about is open. On the way out the doors close first, then
 //! the owners stop in good order, then the catalogue is closed.
 
+pub mod fake;
 mod parts;
 
 use std::net::SocketAddr;
@@ -228,10 +229,10 @@ impl Daemon {
         tracing::info!(
             host = %base.identity.id(),
             name = %base.name,
-            listen = %address,
             socket = %base.config.socket_path().display(),
             "service started"
         );
+        tracing::info!(%address, "listening for other hosts");
         Ok(Self { base, operations, address, tasks, _state: state })
     }
 

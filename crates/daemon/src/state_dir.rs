@@ -92,7 +92,7 @@ impl StateDir {
         if meta.mode() & FOREIGN_BITS != 0 {
             let closed = std::fs::Permissions::from_mode(0o700);
             std::fs::set_permissions(path, closed).map_err(failed)?;
-            tracing::warn!(path = %path.display(), "state directory was open to others and has been closed");
+            tracing::info!(path = %path.display(), "state directory was open to others and has been closed");
         }
         let lock = lock(path)?;
         Ok(Self { path: path.to_owned(), _lock: lock })

@@ -1,9 +1,8 @@
 //! A whole daemon on temporary directories, with VMs and owners that exist in memory only, and a client of its API.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
@@ -14,9 +13,9 @@ use understudy_daemon::catalogue::{NewRelationship, Side};
 use understudy_daemon::clock::ManualClock;
 use understudy_daemon::config::Config;
 use understudy_daemon::entropy::SystemEntropy;
-use understudy_daemon::link::{Channel, ChannelHandler};
 use understudy_daemon::operations::fake::{FakeMachines, FakeOwner, FakeOwners};
-use understudy_daemon::service::{Assembly, Base, Daemon, ServiceError, Sides};
+use understudy_daemon::service::fake::FakeSides;
+use understudy_daemon::service::{Daemon, ServiceError};
 use understudy_model::{PeerId, RelationshipId, Settings, Timestamp, VmId};
 
 use super::host::soon;
@@ -38,28 +37,6 @@ pub struct Running {
     _dir: Arc<tempfile::TempDir>,
 }
 
-struct Fakes {
-    machines: Arc<FakeMachines>,
-    owners: OnceLock<Arc<FakeOwners>>,
-}
-
-#[async_trait]
-impl Assembly for Fakes {
-    async fn assemble(&self, base: &Base) -> Result<Sides, ServiceError> {
-        let owners = self.owners.get_or_init(|| FakeOwners::new(base.catalogue.clone()));
-        Ok(Sides { factory: owners.clone(), handler: Arc::new(Silent), machines: self.machines.clone() })
-    }
-}
-
-struct Silent;
-
-#[async_trait]
-impl ChannelHandler for Silent {
-    async fn serve(&self, mut channel: Channel) {
-        while let Ok(Some(_)) = channel.next().await {}
-    }
-}
-
 impl Site {
     pub fn new(name: &str) -> Self {
         let dir = Arc::new(tempfile::tempdir().unwrap());
@@ -78,10 +55,10 @@ impl Site {
     }
 
     pub async fn try_start(&self) -> Result<Running, ServiceError> {
-        let fakes = Fakes { machines: self.machines.clone(), owners: OnceLock::new() };
+        let fakes = FakeSides::new(self.machines.clone());
         let started = Daemon::start_with(self.config.clone(), &fakes, self.clock.clone(), Arc::new(SystemEntropy));
         let daemon = started.await?;
-        let owners = fakes.owners.get().unwrap().clone();
+        let owners = fakes.owners().unwrap();
         Ok(Running { daemon, owners, socket: self.config.socket_path(), _dir: self.dir.clone() })
     }
 

@@ -1,0 +1,5 @@
+//! The program itself, as a process, against a daemon whose VMs and relationships exist in memory only.
+
+mod support;
+mod transcript;
+mod verdicts;
