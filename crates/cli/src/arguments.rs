@@ -104,7 +104,7 @@ pub enum Peer {
     Invite,
     /// Accept an invitation: both hosts then trust each other's key
     Join {
-        /// What `understudy peer invite` printed on the other host
+        /// What `understudy peer invite` printed on the other host; `-` reads it from standard input
         token: String,
     },
     /// List the trusted hosts

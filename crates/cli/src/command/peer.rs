@@ -1,5 +1,8 @@
 //! `understudy peer`
 
+use std::io::{BufRead, Read};
+
+use anyhow::Context;
 use understudy_daemon::faces::rest::types;
 
 use super::Session;
@@ -10,10 +13,14 @@ use crate::show;
 
 const PEERS: &str = "/api/v1/peers";
 
+/// Longest line read as a token; real ones are far shorter.
+const TOKEN_MAX: u64 = 64 << 10;
+
 impl Session {
     pub(super) async fn peer(&self, verb: Peer) -> Result<(), Failure> {
         match verb {
             Peer::Invite => self.peer_invite().await,
+            Peer::Join { token } if token == "-" => self.peer_join(read_line()?).await,
             Peer::Join { token } => self.peer_join(token).await,
             Peer::List => self.peer_list().await,
             Peer::Remove { peer } => self.peer_remove(&peer).await,
@@ -68,6 +75,13 @@ impl Session {
             Ok(())
         })
     }
+}
+
+/// A token that must not stand in a list of processes.
+fn read_line() -> Result<String, Failure> {
+    let mut line = String::new();
+    std::io::stdin().lock().take(TOKEN_MAX).read_line(&mut line).context("cannot read the token")?;
+    Ok(line.trim().to_owned())
 }
 
 fn rows(peers: Vec<types::Peer>) -> Vec<Vec<String>> {

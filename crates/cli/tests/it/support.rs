@@ -1,5 +1,6 @@
 //! A daemon, and the program run against it.
 
+use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,19 @@ impl World {
         command.args(words).env("UNDERSTUDY_SOCKET", self.dir.path().join("state/understudy.sock"));
         command.env("TZ", "UTC").stdin(Stdio::null());
         command
+    }
+
+    /// Runs the program with this on its standard input.
+    pub async fn run_with_input(&self, words: &[&str], input: &str) -> Output {
+        let mut command = self.command(words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = input.to_owned();
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            child.wait_with_output()
+        });
+        tokio::time::timeout(PATIENCE, ended).await.expect("the program ends").unwrap().unwrap()
     }
 
     /// Runs the program to its end.

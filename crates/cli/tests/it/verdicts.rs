@@ -62,7 +62,8 @@ async fn a_start_prints_its_job_and_the_job_can_be_waited_for_and_cancelled() {
     world.sides.machines.put("/run/web.qmp", None, &[1 << 20]);
     world.run(&["vm", "add", "web", "--qmp", "/run/web.qmp"]).await;
     let token = text(&replica.run(&["peer", "invite"]).await.stdout);
-    assert!(world.run(&["peer", "join", token.trim()]).await.status.success());
+    let joined = world.run_with_input(&["peer", "join", "-"], &token).await;
+    assert!(joined.status.success(), "{joined:?}");
     assert!(world.run(&["replication", "create", "web", "--to", "replica"]).await.status.success());
     let started = object(&world.run(&["--json", "replication", "start", "web"]).await.stdout);
     let job = started["job"]["id"].as_str().unwrap().to_owned();
