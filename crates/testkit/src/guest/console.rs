@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::report::Ack;
+use super::report::{Ack, Report, Verdict};
 use crate::wait::wait_for;
 
 /// The guest's terminal takes lines of 4,095 characters at most; longer commands must go in pieces.
@@ -89,6 +89,13 @@ impl Console {
         self.send(&format!("r {id} {}", super::base64(script.as_bytes())))?;
         let what = format!("the end of {script:?}");
         self.wait_from(from, &what, bound, |text| find_answer(text, id))
+    }
+
+    /// Lets the guest read a journal back from these disks or files. Also for guests that somebody else started.
+    pub fn verify(&mut self, disks: &str, bound: Duration) -> Result<Verdict> {
+        let answer = self.run(&format!("guest-io verify {disks}"), bound)?;
+        let report = Report::last_in(&answer.text).with_context(|| format!("no report in: {}", answer.text))?;
+        Verdict::from_report(&report).with_context(|| answer.text)
     }
 
     fn wait_from<T>(&self, from: usize, what: &str, bound: Duration, look: impl Fn(&str) -> Option<T>) -> Result<T> {

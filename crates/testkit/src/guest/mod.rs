@@ -129,9 +129,7 @@ impl Guest {
 
     /// As [`Guest::verify`], on disks or files the guest knows by these names.
     pub fn verify_on(&mut self, disks: &str) -> Result<Verdict> {
-        let answer = self.try_run(&format!("guest-io verify {disks}"))?;
-        let report = Report::last_in(&answer.text).with_context(|| format!("no report in: {}", answer.text))?;
-        Verdict::from_report(&report).with_context(|| answer.text)
+        self.console.verify(disks, COMMAND_BOUND)
     }
 
     fn disk_words(&self) -> String {
