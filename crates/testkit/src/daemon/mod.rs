@@ -232,9 +232,9 @@ impl Daemon {
         found.with_context(|| self.config.shown_log())
     }
 
-    /// The address it listens on for other hosts: the first one in the line that has "listening" in it.
+    /// The address it listens on for other hosts: the first one in the line with which it says that it is there.
     pub fn address(&mut self) -> Result<SocketAddr> {
-        let line = self.wait_for_log("listening", START_BOUND)?;
+        let line = self.wait_for_log("service started", START_BOUND)?;
         address_in(&line).with_context(|| format!("no address in: {line}"))
     }
 
@@ -344,12 +344,12 @@ mod tests {
     fn the_address_is_found_in_every_form_a_log_has() {
         let wanted: SocketAddr = "127.0.0.1:4711".parse().unwrap();
         for line in [
-            "2026-11-22T14:00:00.000Z  INFO understudy: listening address=127.0.0.1:4711",
+            "2026-11-22T14:00:00.000Z  INFO understudy: service started name=a listen=127.0.0.1:4711 socket=x",
             "listening on 127.0.0.1:4711 for hosts",
-            r#"{"level":"INFO","fields":{"message":"listening","address":"127.0.0.1:4711"}}"#,
+            r#"{"level":"INFO","fields":{"message":"service started","listen":"127.0.0.1:4711"}}"#,
         ] {
             assert_eq!(address_in(line), Some(wanted), "{line}");
         }
-        assert_eq!(address_in("2026-11-22T14:00:00 listening"), None);
+        assert_eq!(address_in("2026-11-22T14:00:00 service started"), None);
     }
 }

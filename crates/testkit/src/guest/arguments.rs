@@ -46,6 +46,8 @@ impl List {
 fn machine(list: &mut List, config: &GuestConfig) {
     // Without reboot: a guest whose kernel panics ends, and is not mistaken for one that came up by itself.
     list.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
+    list.pair("-name", format!("guest={}", config.name));
+    list.pair("-uuid", &config.uuid);
     list.pair("-display", "none");
     list.pair("-accel", accelerator());
     list.pair("-m", config.memory_mib);

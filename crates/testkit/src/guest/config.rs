@@ -1,5 +1,6 @@
 //! What a guest is made of: machine, disks, how it comes up. A configuration can be started again and again with the same disks.
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -78,6 +79,8 @@ impl GuestDisk {
 /// A guest that is not running. Clones share their directory, which goes when the last of them goes.
 #[derive(Debug, Clone)]
 pub struct GuestConfig {
+    pub(super) name: String,
+    pub(super) uuid: String,
     pub(super) machine: Machine,
     pub(super) memory_mib: u32,
     pub(super) disks: Vec<GuestDisk>,
@@ -94,7 +97,10 @@ impl GuestConfig {
     pub fn new() -> Result<Self> {
         // Socket names have at most 107 bytes, so the directory is not put below a deep target directory.
         let directory = tempfile::Builder::new().prefix("guest-").tempdir();
+        let directory = Arc::new(directory.context("cannot create a directory for the guest")?);
         Ok(GuestConfig {
+            name: directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            uuid: new_uuid(),
             machine: Machine::Q35,
             memory_mib: 128,
             disks: Vec::new(),
@@ -103,8 +109,13 @@ impl GuestConfig {
             emulator: None,
             script: None,
             extra: Vec::new(),
-            directory: Arc::new(directory.context("cannot create a directory for the guest")?),
+            directory,
         })
+    }
+
+    /// The name its QEMU goes by.
+    pub fn name(self, name: &str) -> Self {
+        GuestConfig { name: name.into(), ..self }
     }
 
     /// Another kind of machine.
@@ -152,6 +163,11 @@ impl GuestConfig {
     /// Starts it and waits until it takes commands; with a script, only until the console is connected.
     pub fn start(&self) -> Result<Guest> {
         start::start(self)
+    }
+
+    /// The machine's identity, made at random.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
     }
 
     /// The disks, in order.
@@ -211,4 +227,18 @@ impl GuestConfig {
     pub(super) fn chosen_emulator(&self) -> Result<Emulator> {
         self.emulator.clone().map_or_else(Emulator::get, Ok)
     }
+}
+
+/// A random identity (RFC 9562, version 4). The standard library's hash maps are seeded by the system, which is random enough here.
+fn new_uuid() -> String {
+    let random = || RandomState::new().hash_one(std::process::id());
+    let (high, low) = (random() & !0xf000 | 0x4000, random() & !(3 << 62) | 2 << 62);
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xffff,
+        low >> 48,
+        low << 16 >> 16
+    )
 }

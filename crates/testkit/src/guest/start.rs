@@ -43,7 +43,8 @@ fn boot(config: &GuestConfig) -> Result<Guest> {
 }
 
 fn restore(config: &GuestConfig, state: &Path) -> Result<Guest> {
-    let mut guest = launch(config, &warm_words(config), Backing::Images, Some(state))?;
+    // The kernel's command line is in the saved memory. What QEMU is given now is for those who ask it how to boot the same guest.
+    let mut guest = launch(config, &config.kernel_words(), Backing::Images, Some(state))?;
     wait_for("the state to be restored", STATE_BOUND, || {
         let status = guest.qmp.execute("query-status", json!({})).with_context(|| said_by(config))?;
         Ok((status["status"] == "running").then_some(()))

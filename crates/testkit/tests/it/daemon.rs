@@ -17,7 +17,7 @@ while [ $# -gt 0 ]; do
     case "$1" in --state) state=$2 ;; --socket) socket=$2 ;; --listen) listen=$2 ;; esac
     shift
 done
-echo "2026-11-22T14:00:00Z  INFO stand-in: listening address=$listen" >&2
+echo "2026-11-22T14:00:00Z  INFO stand-in: service started listen=$listen" >&2
 [ -e "$state/say" ] && cat "$state/say" >&2
 [ -e "$state/refuse" ] && exit 7
 exec qemu-storage-daemon --chardev "socket,id=c,path=$socket,server=on,wait=off" --monitor chardev=c
@@ -39,7 +39,7 @@ fn a_daemon_answers_is_killed_and_starts_again_with_its_state() -> Result<()> {
     assert_eq!(daemon.address()?.port(), 4711);
     assert_eq!(daemon.json(&["host"])?["asked"], "host");
     let err = format!("{:#}", daemon.text(&["host"]).unwrap_err());
-    assert!(err.contains("no such thing") && err.contains("listening"), "{err}");
+    assert!(err.contains("no such thing") && err.contains("service started"), "{err}");
     let id = daemon.id();
     let config = daemon.kill()?;
     let daemon = saying(config, " INFO stand-in: again")?.start()?;

@@ -1,6 +1,7 @@
 //! Real guests: they lose their power while they write, and their journals say what came through; and the judge is judged.
 
 use anyhow::Result;
+use serde_json::json;
 use understudy_testkit::disk::{self, Difference, FileSystem, Format};
 use understudy_testkit::emulator::Emulator;
 use understudy_testkit::guest::{Agent, Guest, GuestConfig, GuestDisk, Machine};
@@ -22,6 +23,7 @@ fn report(what: &str, value: impl std::fmt::Debug) {
 fn survives_a_power_cut(config: GuestConfig) -> Result<()> {
     let mut guest = config.start()?;
     report("up in", guest.up_in());
+    assert_eq!(guest.qmp().execute("query-uuid", json!({}))?["UUID"], config.uuid());
     guest.start_journal("")?;
     guest.wait_for_ack(200)?;
     let (config, acked) = guest.kill()?;
@@ -49,7 +51,7 @@ fn a_restored_guest_finds_every_announced_record_after_its_power_was_cut() -> Re
 
 #[test]
 fn a_microvm_finds_every_announced_record_after_its_power_was_cut() -> Result<()> {
-    survives_a_power_cut(two_disks(GuestConfig::new()?.machine(Machine::Microvm).booted(), [Format::Raw, Format::Raw])?)
+    survives_a_power_cut(two_disks(GuestConfig::new()?.machine(Machine::Microvm), [Format::Raw, Format::Raw])?)
 }
 
 #[test]
