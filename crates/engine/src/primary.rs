@@ -64,7 +64,8 @@ pub struct Record {
     pub sent: Option<CutRef>,
     /// The initial replication under way.
     pub base: Option<Base>,
-    /// The job that follows the initial replication.
+    /// The job that follows the initial replication. Named until its end was told: a crash in between must not lose
+    /// how it ended.
     pub transfer_job: Option<JobId>,
     /// Why the state is critical or resync-required.
     pub cause: Option<String>,
@@ -208,6 +209,7 @@ impl Relationship {
 
     /// Changes state for one event and pushes what should now be done.
     pub fn handle(&mut self, now: Timestamp, event: Event, actions: &mut Actions) {
+        self.settle_job(actions);
         match event {
             Event::Tick => {}
             Event::Opened { token, session, report } => self.on_opened(now, token, session, report, actions),
@@ -307,6 +309,29 @@ impl Relationship {
         self.record.state = state;
         self.record.cause = cause;
         self.persist(actions);
+    }
+
+    /// Tells how the transfer's job ended, then forgets the job. What made it end is durable by now.
+    fn end_job(&mut self, result: Result<(), Refusal>, actions: &mut Actions) {
+        if let Some(job) = self.record.transfer_job.take() {
+            actions.push(Action::FinishJob { job, result });
+            self.persist(actions);
+        }
+    }
+
+    /// Ends a job that a crash has kept from its end.
+    fn settle_job(&mut self, actions: &mut Actions) {
+        let is_acked = self.record.acked.is_some();
+        match self.record.state {
+            State::InitialReplication => {}
+            State::Critical if !is_acked => {}
+            _ if is_acked => self.end_job(Ok(()), actions),
+            _ => {
+                let stopped = "initial replication was stopped";
+                let reason = self.record.cause.clone().unwrap_or_else(|| stopped.to_owned());
+                self.end_job(Err(Refusal::new(ReturnCode::Failed, reason)), actions);
+            }
+        }
     }
 
     /// Notes a failed attempt and puts off the next one.

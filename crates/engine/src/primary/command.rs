@@ -40,13 +40,9 @@ impl Relationship {
         }
         self.halt(actions);
         self.record.base = None;
-        let job = self.record.transfer_job.take();
         self.enter(State::Ready, None, actions);
         actions.push(Action::EndTracking);
-        if let Some(job) = job {
-            let refusal = Refusal::new(ReturnCode::Failed, "initial replication was stopped by an operator");
-            actions.push(Action::FinishJob { job, result: Err(refusal) });
-        }
+        self.end_job(Err(Refusal::new(ReturnCode::Failed, "initial replication was stopped by an operator")), actions);
         Ok(())
     }
 
@@ -92,13 +88,14 @@ impl Relationship {
 
     fn remove(&mut self, actions: &mut Actions) -> Result<(), Refusal> {
         self.halt(actions);
+        self.is_removed = true;
+        actions.push(Action::EndTracking);
+        actions.push(Action::Forget);
+        // Told only when the relationship is gone: a crash before leaves both it and its job as they were.
         if let Some(job) = self.record.transfer_job.take() {
             let refusal = Refusal::new(ReturnCode::Failed, "the relationship was removed");
             actions.push(Action::FinishJob { job, result: Err(refusal) });
         }
-        self.is_removed = true;
-        actions.push(Action::EndTracking);
-        actions.push(Action::Forget);
         Ok(())
     }
 

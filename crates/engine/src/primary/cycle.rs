@@ -1,6 +1,6 @@
 //! A cycle: take a cut, send what changed, have it sealed, drop the maps.
 
-use understudy_model::{Consistency, CutDigest, CutNumber, CutRef, ErrorKind, State, Timestamp};
+use understudy_model::{Consistency, CutDigest, CutNumber, CutRef, ErrorKind, ReturnCode, State, Timestamp};
 
 use super::{Action, Actions, CORRUPT_MAX, Failure, Relationship, Token, Work};
 
@@ -68,7 +68,14 @@ impl Relationship {
         actions: &mut Actions,
     ) {
         let Work::Sending { token: current, cut_at, .. } = self.work else { return };
-        let Some(sent) = self.record.sent.filter(|s| current == token && s.digest == digest) else { return };
+        if current != token {
+            return;
+        }
+        let Some(sent) = self.record.sent.filter(|s| s.digest == digest) else {
+            // Nothing more will come for this cycle. What the replica holds is settled by the handshake.
+            let reason = format!("the replica acknowledged other content than was sent: {digest}");
+            return self.on_cycle_failed(now, token, Failure::new(ErrorKind::Corrupt, ReturnCode::Failed, reason), actions);
+        };
         self.work = Work::Idle;
         self.corrupt_in_a_row = 0;
         self.stats.acked(cut_at, now, bytes, self.interval());
@@ -85,7 +92,6 @@ impl Relationship {
         self.record.base = None;
         self.last_failure = None;
         self.backoff.succeed();
-        let job = if was_initial { self.record.transfer_job.take() } else { None };
         if was_initial {
             self.enter(State::Replicating, None, actions);
             self.next_cut = now + self.interval();
@@ -93,9 +99,7 @@ impl Relationship {
             self.persist(actions);
         }
         actions.push(Action::DropMaps { below: cut.number });
-        if let Some(job) = job {
-            actions.push(Action::FinishJob { job, result: Ok(()) });
-        }
+        self.end_job(Ok(()), actions);
     }
 
     pub(super) fn on_cycle_failed(&mut self, now: Timestamp, token: Token, failure: Failure, actions: &mut Actions) {
@@ -126,7 +130,7 @@ impl Relationship {
             return self.reopen(now, actions);
         }
         failure.refusal.reason = format!(
-            "the data of {CORRUPT_MAX} cycles in a row, the last for cut {number}, arrived damaged: {}",
+            "{CORRUPT_MAX} cycles in a row, the last for cut {number}, could not be taken for damage: {}",
             failure.refusal.reason
         );
         self.halt(actions);

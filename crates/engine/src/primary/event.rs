@@ -154,7 +154,7 @@ pub enum Action {
     SendSettings,
     /// Show progress on the transfer's job.
     Progress { job: JobId, progress: Progress },
-    /// The transfer's job ended.
+    /// The transfer's job ended. May come again after a crash; the first end counts.
     FinishJob { job: JobId, result: Result<(), Refusal> },
     /// For the timeline: a cycle was acknowledged.
     CycleDone { cut: CutRef, cut_at: Timestamp, bytes: u64 },

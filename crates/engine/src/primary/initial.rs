@@ -94,11 +94,8 @@ impl Relationship {
     pub(super) fn fail_initial(&mut self, failure: Failure, actions: &mut Actions) {
         self.halt(actions);
         self.record.base = None;
-        let job = self.record.transfer_job.take();
         self.enter(understudy_model::State::Ready, Some(failure.refusal.reason.clone()), actions);
         actions.push(Action::EndTracking);
-        if let Some(job) = job {
-            actions.push(Action::FinishJob { job, result: Err(failure.refusal) });
-        }
+        self.end_job(Err(failure.refusal), actions);
     }
 }

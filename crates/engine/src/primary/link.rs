@@ -1,6 +1,6 @@
 //! The handshake: opening sessions, and what the target's answer means.
 
-use understudy_model::{CutRef, ErrorKind, SessionNumber, State, Timestamp};
+use understudy_model::{CutRef, ErrorKind, Refusal, ReturnCode, SessionNumber, State, Timestamp};
 
 use super::{Action, Actions, Failure, Link, Relationship, TargetReport, Token, Work};
 
@@ -171,11 +171,8 @@ impl Relationship {
         self.halt(actions);
         self.record.sent = None;
         self.record.base = None;
-        if let Some(job) = self.record.transfer_job.take() {
-            let refusal = understudy_model::Refusal::new(understudy_model::ReturnCode::Failed, cause.clone());
-            actions.push(Action::FinishJob { job, result: Err(refusal) });
-        }
         self.last_failure = Some(cause.clone());
-        self.enter(State::ResyncRequired, Some(cause), actions);
+        self.enter(State::ResyncRequired, Some(cause.clone()), actions);
+        self.end_job(Err(Refusal::new(ReturnCode::Failed, cause)), actions);
     }
 }

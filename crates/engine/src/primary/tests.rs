@@ -190,8 +190,13 @@ fn an_acknowledgement_of_other_content_does_not_count() {
     play.wait(1000);
     let (token, ..) = play.cut();
     play.computed(token, 2);
+    play.take();
     play.acked(token, 3);
     assert_eq!(play.relationship.record().acked.unwrap().digest, digest(1));
+    let actions = play.take();
+    assert!(actions.contains(&Action::FoldMaps) && actions.contains(&Action::CloseLink), "{actions:?}");
+    play.wait(2000);
+    assert!(play.take().iter().any(|a| matches!(a, Action::Open { .. })), "and replication goes on");
 }
 
 #[test]
@@ -368,6 +373,54 @@ fn stopping_initial_replication_goes_back_to_ready_and_ends_tracking() {
     let actions = play.take();
     assert!(actions.contains(&Action::EndTracking));
     assert!(actions.iter().any(|a| matches!(a, Action::FinishJob { result: Err(_), .. })));
+}
+
+#[test]
+fn a_crash_between_the_acknowledgement_and_the_end_of_its_job_does_not_lose_the_end() {
+    let mut play = Play::new();
+    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.opened(TargetReport::default());
+    play.tracked();
+    play.copied();
+    let (token, ..) = play.cut();
+    play.computed(token, 1);
+    play.take();
+    play.acked(token, 1);
+    let actions = play.take();
+    let durable = actions.iter().find_map(|a| match a {
+        Action::Persist(record) => Some((**record).clone()),
+        Action::FinishJob { .. } => panic!("the end was told before it was durable"),
+        _ => None,
+    });
+    let mut play = Play::resumed(durable.expect("the acknowledgement is made durable"), Timestamp(9000));
+    let actions = play.take();
+    assert!(actions.contains(&Action::FinishJob { job: job(), result: Ok(()) }), "{actions:?}");
+    assert_eq!(play.relationship.record().transfer_job, None);
+    let mut play = Play::resumed(play.relationship.record().clone(), Timestamp(9000));
+    assert!(!play.take().iter().any(|a| matches!(a, Action::FinishJob { .. })), "once it is forgotten it is over");
+}
+
+#[test]
+fn a_crash_between_a_stop_and_the_end_of_its_job_still_ends_it() {
+    let mut play = Play::new();
+    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.take();
+    play.command(Command::StopInitial).unwrap();
+    let durable = play.take().into_iter().find_map(|a| if let Action::Persist(r) = a { Some(*r) } else { None });
+    let mut play = Play::resumed(durable.expect("the stop is made durable"), Timestamp(9000));
+    assert!(play.take().iter().any(|a| matches!(a, Action::FinishJob { result: Err(_), .. })));
+    play.command(Command::Start { transfer_job: job() }).unwrap();
+    assert_eq!(play.state(), State::InitialReplication);
+}
+
+#[test]
+fn a_removed_relationship_ends_its_job_only_when_it_is_forgotten() {
+    let mut play = Play::new();
+    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Remove).unwrap();
+    let actions = play.take();
+    let at = |wanted: fn(&Action) -> bool| actions.iter().position(wanted).expect("both are asked for");
+    assert!(at(|a| *a == Action::Forget) < at(|a| matches!(a, Action::FinishJob { .. })));
 }
 
 #[test]
