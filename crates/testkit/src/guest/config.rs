@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::{Guest, start};
-use crate::disk::Format;
+use crate::disk::{self, Format};
 use crate::emulator::{self, Emulator};
 use crate::image::Image;
 
@@ -132,6 +132,16 @@ impl GuestConfig {
     pub fn disk(mut self, disk: GuestDisk) -> Self {
         self.disks.push(disk);
         self
+    }
+
+    /// Two new empty disks in the guest's directory, `a` and `b`, for a journal that is to show the order between them.
+    pub fn two_disks(self, formats: [Format; 2], bytes: u64) -> Result<Self> {
+        let mut config = self;
+        for (serial, format) in ["a", "b"].into_iter().zip(formats) {
+            let path = disk::create(&config.directory().join(serial), format, bytes)?;
+            config = config.disk(GuestDisk::new(serial, path, format));
+        }
+        Ok(config)
     }
 
     /// With the QEMU guest agent inside, for file systems that are to be frozen.

@@ -9,7 +9,7 @@ use understudy_testkit::daemon::DaemonConfig;
 /// Understands the words of `serve` and of the command line; logs what the file `say` in its state directory holds.
 const STAND_IN: &str = r#"
 if [ "$1" = --socket ]; then
-    [ "$3" = --json ] && echo "{\"asked\": \"$4\"}" && exit 0
+    [ "$3" = --json ] && echo "{\"asked\": \"$4 $5\", \"listen\": \"127.0.0.1:4711\"}" && exit 0
     echo "no such thing" >&2
     exit 3
 fi
@@ -35,9 +35,9 @@ fn saying(config: DaemonConfig, line: &str) -> Result<DaemonConfig> {
 
 #[test]
 fn a_daemon_answers_is_killed_and_starts_again_with_its_state() -> Result<()> {
-    let mut daemon = stand_in()?.start()?;
+    let daemon = stand_in()?.start()?;
     assert_eq!(daemon.address()?.port(), 4711);
-    assert_eq!(daemon.json(&["host"])?["asked"], "host");
+    assert_eq!(daemon.json(&["host", "show"])?["asked"], "host show");
     let err = format!("{:#}", daemon.text(&["host"]).unwrap_err());
     assert!(err.contains("no such thing") && err.contains("service started"), "{err}");
     let id = daemon.id();

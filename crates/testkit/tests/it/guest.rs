@@ -9,10 +9,7 @@ use understudy_testkit::guest::{Agent, Guest, GuestConfig, GuestDisk, Machine};
 const DISK: u64 = 64 << 20;
 
 fn two_disks(config: GuestConfig, formats: [Format; 2]) -> Result<GuestConfig> {
-    let dir = config.directory().to_path_buf();
-    let make = |name: &str, format| disk::create(&dir.join(name), format, DISK);
-    let (a, b) = (make("a", formats[0])?, make("b", formats[1])?);
-    Ok(config.disk(GuestDisk::new("a", a, formats[0])).disk(GuestDisk::new("b", b, formats[1])))
+    config.two_disks(formats, DISK)
 }
 
 fn report(what: &str, value: impl std::fmt::Debug) {
