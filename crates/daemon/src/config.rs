@@ -72,6 +72,8 @@ table! {
         invite: Invite = Invite::default(),
         /// Jobs.
         jobs: Jobs = Jobs::default(),
+        /// VMs of this host, and those it starts from replicas.
+        vms: Vms = Vms::default(),
         /// The API on the unix socket.
         api: Api = Api::default(),
         /// The log on standard error.
@@ -131,6 +133,24 @@ table! {
         request_body_max: ByteSize = ByteSize(1 << 20),
         /// Time for a request's header, and for its answer. Streams of events and waiting for a job are not bound.
         request_time_limit: Span = Span::secs(60),
+    }
+}
+
+table! {
+    /// VMs of this host, and those it starts from replicas.
+    Vms {
+        /// Sockets through which a VM's frozen disks are read, a directory for each VM below it. QEMU's user must be
+        /// able to enter it. Unset: `run` inside the state directory.
+        runtime: Option<PathBuf> = None,
+        /// Scratch files of cuts: what the guest overwrites while its frozen disks are read. A local disk; QEMU's user
+        /// must be able to enter it. Unset: `scratch` inside the state directory.
+        scratch: Option<PathBuf> = None,
+        /// Most scratch space of one cut. Beyond it the guest's writes win and the cycle is given up.
+        scratch_max: ByteSize = ByteSize(16 << 30),
+        /// The QEMU that starts VMs from replicas.
+        emulator: PathBuf = PathBuf::from("/usr/bin/qemu-system-x86_64"),
+        /// Whether that QEMU locks itself in (seccomp).
+        sandbox: bool = true,
     }
 }
 

@@ -4,8 +4,10 @@
 //! starts a job ([`jobs`]); the owner of the relationship carries the work out. What must survive a crash is in the
 //! [`catalogue`] before anybody is shown it. No face calls past the operations.
 
+pub mod assembly;
 pub mod audit;
 pub mod catalogue;
+pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod entropy;
@@ -16,8 +18,12 @@ pub mod link;
 pub mod metrics;
 pub mod names;
 pub mod operations;
+pub mod owners;
+pub mod primary;
+pub mod replica;
 pub mod service;
 pub mod state_dir;
+pub mod vms;
 
 /// An error and its causes as one text, for places where nobody walks the chain.
 pub fn chain(err: &dyn std::error::Error) -> String {

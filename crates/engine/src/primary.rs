@@ -148,7 +148,7 @@ pub struct Progress {
 }
 
 /// The sending side of one relationship. See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Relationship {
     record: Record,
     link: Link,

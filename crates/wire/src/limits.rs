@@ -30,7 +30,7 @@ pub const BASE_RECORD_MAX: usize = 256 << 10;
 
 /// Most connections that carry one session: beyond eight nothing more was gained on a lossy link (8 CUBIC
 /// connections reached 91 of 200 Mbit/s, one BBR connection 191).
-pub const CONNECTIONS_MAX: u16 = 16;
+pub const CONNECTIONS_MAX: usize = 9;
 
-/// Most bulk frames that may be ahead of the next expected one: twice the frames that fill eight connections.
-pub const REORDER_FRAMES_MAX: usize = 64;
+/// Most bulk frames that may be ahead of the next expected one: two for each connection beside the session's own.
+pub const REORDER_FRAMES_MAX: usize = 16;

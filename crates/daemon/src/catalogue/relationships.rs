@@ -95,6 +95,21 @@ impl Catalogue {
             .await
     }
 
+    /// Replaces the engine's record and the settings, in one.
+    pub async fn save_record(
+        &self,
+        id: RelationshipId,
+        engine: String,
+        settings: Settings,
+    ) -> Result<(), CatalogueError> {
+        let sql = "UPDATE relationship SET engine = ?3, settings = ?4 WHERE vm = ?1 AND leg = ?2";
+        let settings = to_json(&SettingsJson::from(&settings));
+        let save = move |c: &Connection| {
+            c.prepare_cached(sql).and_then(|mut s| s.execute((Column(id.vm), id.leg, engine, settings)))
+        };
+        self.write(move |c| one(save(c), id)).await
+    }
+
     /// Replaces the settings.
     pub async fn save_settings(&self, id: RelationshipId, settings: Settings) -> Result<(), CatalogueError> {
         let sql = "UPDATE relationship SET settings = ?3 WHERE vm = ?1 AND leg = ?2";

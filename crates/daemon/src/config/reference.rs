@@ -1,6 +1,6 @@
 //! The reference page of the configuration, made from the text at the fields and the defaults in the code.
 
-use super::{Api, Config, Invite, Jobs, KeyDoc, Link, Log};
+use super::{Api, Config, Invite, Jobs, KeyDoc, Link, Log, Vms};
 
 /// The page, as Markdown.
 pub fn reference() -> String {
@@ -25,6 +25,7 @@ const TABLES: &[Table] = &[
     ("link", Link::ABOUT, Link::KEYS),
     ("invite", Invite::ABOUT, Invite::KEYS),
     ("jobs", Jobs::ABOUT, Jobs::KEYS),
+    ("vms", Vms::ABOUT, Vms::KEYS),
     ("api", Api::ABOUT, Api::KEYS),
     ("log", Log::ABOUT, Log::KEYS),
 ];

@@ -88,6 +88,11 @@ impl Channel {
         self.target.accept(frame).map(Some).map_err(LinkError::Protocol)
     }
 
+    /// What was read already, for whoever goes on with the halves.
+    pub fn take_first(&mut self) -> Option<Incoming> {
+        self.first.take()
+    }
+
     /// Puts back what was read too early.
     pub(super) fn put_back(&mut self, incoming: Incoming) {
         self.first = Some(incoming);

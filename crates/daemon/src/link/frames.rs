@@ -84,6 +84,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Message::from_payload(&frame.payload).map_err(LinkError::Message)
     }
 
+    /// The same, whatever the stream is.
+    pub fn boxed(self) -> FrameReader<Box<dyn AsyncRead + Send + Sync + Unpin>>
+    where
+        R: Send + Sync + 'static,
+    {
+        FrameReader { io: Box::new(self.io), decoder: self.decoder, received: self.received }
+    }
+
     /// Bytes received so far, as they came out of TLS.
     pub fn received(&self) -> u64 {
         self.received
@@ -138,6 +146,14 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Says that nothing more will come.
     pub async fn close(&mut self) -> Result<(), LinkError> {
         self.io.shutdown().await.map_err(LinkError::Io)
+    }
+
+    /// The same, whatever the stream is.
+    pub fn boxed(self) -> FrameWriter<Box<dyn AsyncWrite + Send + Sync + Unpin>>
+    where
+        W: Send + Sync + 'static,
+    {
+        FrameWriter { io: Box::new(self.io), version: self.version, sent: self.sent }
     }
 
     /// Bytes sent so far, as they went into TLS.

@@ -48,7 +48,7 @@ impl FakeMachines {
         let disks = sizes.iter().enumerate().map(disk).collect();
         let left_out = vec!["cd0: removable".to_owned()];
         let description = Description { power: Power::Running, version: Some((10, 0, 2)), disks, left_out };
-        lock(&self.vms).insert(qmp.into(), Ok(Inspection { uuid, description }));
+        lock(&self.vms).insert(qmp.into(), Ok(Inspection { uuid, description, definition: None }));
     }
 
     /// Makes every look at this socket fail.

@@ -25,4 +25,6 @@ pub struct Inspection {
     pub uuid: Option<VmId>,
     /// What it is and does.
     pub description: Description,
+    /// How to build it elsewhere, as far as it could be found out: disks numbered in the description's order.
+    pub definition: Option<String>,
 }

@@ -52,7 +52,7 @@ impl Operations {
             id: found.uuid.unwrap_or_else(|| self.parts.entropy.vm_id()),
             name: request.name,
             qmp: request.qmp,
-            definition: request.definition,
+            definition: request.definition.or(found.definition),
             disks: numbered(&found.description.disks)?,
             added_at: self.parts.clock.wall(),
         };

@@ -17,7 +17,7 @@ const TEXT_MAX: usize = 8192;
 
 /// A QEMU monitor, as far as it is needed here: a command and its answer.
 #[async_trait]
-pub trait Ask: Send {
+pub trait Ask: Send + Sync {
     /// Sends one command and waits for the answer.
     async fn ask(&mut self, command: &'static str, arguments: Option<Value>) -> Result<Value, AskError>;
 }

@@ -157,6 +157,11 @@ impl VmStore {
         Ok(BlobReceiver { vm: self.clone(), hash, len, staged, file, at: 0, hasher: blake3::Hasher::new() })
     }
 
+    /// Where an outsider finds a blob.
+    pub fn blob_path(&self, hash: &[u8; 32]) -> std::path::PathBuf {
+        self.place.outside(&paths::blob(hash))
+    }
+
     /// A blob's bytes, checked.
     pub fn blob(&self, hash: &[u8; 32]) -> Result<Vec<u8>, DefinitionError> {
         let path = paths::blob(hash);

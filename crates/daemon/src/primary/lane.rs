@@ -1,0 +1,417 @@
+//! Does the work of one relationship, one step after another, in the order the engine asked for it.
+//!
+//! A step that is no longer wanted is told so and ends at its next safe place; the step after it begins only then. So
+//! a cut is always released before the next one is taken, and maps are never dropped under a transfer.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use understudy_engine::primary::{Event, Failure, Progress, Token};
+use understudy_hypervisor::driver::{CutRequest, FrozenCut, ImageRecord, Machine, MapInventory, MapOwner};
+use understudy_model::{
+    Consistency, CutDigest, CutNumber, DiskSpec, ErrorKind, Generation, ReturnCode, SessionNumber, Timestamp, VmId,
+};
+use understudy_wire::message::{Blob, Blobs, CycleAcked, CycleEnd, Definition};
+use understudy_wire::{Message, bulk};
+
+use super::copy::{Copy, copy_base};
+use super::encode::Effort;
+use super::failure::{bug, chain, driver};
+use super::send::{Cycle, send_cycle};
+use super::session::{Session, unexpected};
+use super::throttle::Budget;
+
+/// The language of definitions, as the wire names it.
+pub const DEFINITION_FORMAT: &str = "understudy-machine";
+
+/// Something to do.
+pub enum Step {
+    /// Begin tracking afresh.
+    BeginTracking(Token, CutNumber),
+    /// End tracking.
+    EndTracking,
+    /// Copy the base.
+    CopyBase(Token, CutNumber, Arc<Session>),
+    /// Take a cut.
+    TakeCut {
+        /// Names the outcome.
+        token: Token,
+        /// The cut.
+        number: CutNumber,
+        /// What the maps must reach back to.
+        must_cover: CutNumber,
+        /// What to try for.
+        consistency: Consistency,
+    },
+    /// Send what the cut holds.
+    SendCycle(Token, CutNumber, CutDigest, Arc<Session>),
+    /// Remove maps.
+    DropMaps(CutNumber),
+    /// Unite maps.
+    FoldMaps,
+}
+
+/// What a step needs to know about its relationship. Replaced as a whole when it changes.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The VM.
+    pub vm: VmId,
+    /// Current generation.
+    pub generation: Generation,
+    /// Whose maps.
+    pub owner: MapOwner,
+    /// The replicated disks.
+    pub disks: Vec<DiskSpec>,
+    /// Whether to compress.
+    pub compression: bool,
+    /// The images as last recorded.
+    pub images: Vec<ImageRecord>,
+    /// Most scratch space of a cut.
+    pub scratch_limit: u64,
+}
+
+/// What comes out of the lane.
+pub enum Outcome {
+    /// Something the engine should know.
+    Event(Event),
+    /// A cycle was acknowledged; the images are to be recorded with it.
+    Acked {
+        /// The event.
+        event: Event,
+        /// The images at the cut.
+        images: Vec<ImageRecord>,
+        /// Bytes of the guest that were carried over.
+        changed: u64,
+        /// When the disks were frozen, by the wall clock.
+        taken_at: Timestamp,
+    },
+}
+
+/// Where a definition and its blobs come from.
+pub trait DefinitionSource: Send + Sync {
+    /// The VM's present definition, if there is one.
+    fn definition(&self) -> Option<Definition>;
+    /// The bytes of one of its blobs.
+    fn blob(&self, hash: &str) -> std::io::Result<Vec<u8>>;
+}
+
+/// A step with what belongs to it.
+pub struct Order {
+    /// What to do.
+    pub step: Step,
+    /// About what.
+    pub facts: Facts,
+    /// Cancelled when nobody wants the outcome any more.
+    pub cancel: CancellationToken,
+}
+
+/// What a lane works with.
+pub struct Tools {
+    /// The VM.
+    pub machine: Arc<dyn Machine>,
+    /// Its definition.
+    pub definitions: Arc<dyn DefinitionSource>,
+    /// The host's memory for jobs.
+    pub budget: Budget,
+    /// Compression level.
+    pub effort: Arc<Effort>,
+}
+
+/// The lane of one relationship.
+pub struct Lane {
+    tools: Tools,
+    outcomes: mpsc::UnboundedSender<Outcome>,
+    conclusions: mpsc::UnboundedReceiver<Token>,
+    held: Option<Box<dyn FrozenCut>>,
+    /// The session that has been told the definition, and which one.
+    told: Option<(SessionNumber, Definition)>,
+}
+
+/// The door to a lane.
+#[derive(Clone)]
+pub struct LaneHandle {
+    orders: mpsc::UnboundedSender<Order>,
+    conclusions: mpsc::UnboundedSender<Token>,
+}
+
+impl LaneHandle {
+    /// Puts a step behind those already there.
+    pub fn put(&self, order: Order) {
+        // The lane ends only with its owner.
+        let _ = self.orders.send(order);
+    }
+
+    /// Lets the cycle with this token be sealed.
+    pub fn conclude(&self, token: Token) {
+        let _ = self.conclusions.send(token);
+    }
+}
+
+impl Lane {
+    /// Starts a lane. It ends when the handle and all its clones are gone, releasing what it holds.
+    pub fn start(tools: Tools, outcomes: mpsc::UnboundedSender<Outcome>) -> LaneHandle {
+        let (orders, mut queue) = mpsc::unbounded_channel::<Order>();
+        let (conclude, conclusions) = mpsc::unbounded_channel();
+        let mut lane = Lane { tools, outcomes, conclusions, held: None, told: None };
+        tokio::spawn(async move {
+            while let Some(order) = queue.recv().await {
+                lane.carry_out(order).await;
+            }
+            lane.release().await;
+        });
+        LaneHandle { orders, conclusions: conclude }
+    }
+
+    async fn carry_out(&mut self, order: Order) {
+        let Order { step, facts, cancel } = order;
+        match step {
+            Step::EndTracking => {
+                self.release().await;
+                note("end tracking", self.tools.machine.end_tracking(&facts.owner).await);
+            }
+            Step::DropMaps(below) => {
+                note("drop maps", self.tools.machine.drop_maps(&facts.owner, below).await);
+            }
+            Step::FoldMaps => {
+                self.release().await;
+                note("unite maps", self.tools.machine.fold_maps(&facts.owner).await);
+            }
+            _ if cancel.is_cancelled() => self.release().await,
+            Step::BeginTracking(token, first) => self.begin_tracking(token, first, &facts).await,
+            Step::CopyBase(token, attempt, session) => {
+                self.copy(token, attempt, &session, &facts, &cancel).await;
+            }
+            Step::TakeCut { token, number, must_cover, consistency } => {
+                self.take_cut(token, request(&facts, number, must_cover, consistency), &cancel).await;
+            }
+            Step::SendCycle(token, number, parent, session) => {
+                self.send(token, number, parent, &session, &facts, &cancel).await;
+            }
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // The owner may be gone, then nobody needs to know.
+        let _ = self.outcomes.send(Outcome::Event(event));
+    }
+
+    async fn release(&mut self) {
+        if let Some(cut) = self.held.take() {
+            note("release the cut", cut.release().await);
+        }
+    }
+
+    async fn begin_tracking(&mut self, token: Token, first: CutNumber, facts: &Facts) {
+        self.release().await;
+        let machine = &self.tools.machine;
+        note("tidy up", machine.tidy(&facts.owner).await);
+        self.tell(match machine.begin_tracking(&facts.owner, &facts.disks, first).await {
+            Ok(()) => Event::TrackingBegun { token },
+            Err(err) => Event::TrackingFailed { token, failure: driver(&err) },
+        });
+    }
+
+    async fn copy(
+        &mut self,
+        token: Token,
+        attempt: CutNumber,
+        session: &Arc<Session>,
+        facts: &Facts,
+        cancel: &CancellationToken,
+    ) {
+        let outcomes = self.outcomes.clone();
+        let progress = move |progress: Progress| {
+            let _ = outcomes.send(Outcome::Event(Event::BaseProgress { token, progress }));
+        };
+        let copy = Copy { attempt, disks: &facts.disks, compression: facts.compression, progress: &progress };
+        let copying = async {
+            let maps = self.tools.machine.maps(&facts.owner).await.map_err(|e| driver(&e))?;
+            covers(&maps, &facts.disks, attempt)?;
+            copy_base(session, &*self.tools.machine, &copy, &self.tools.effort, &self.tools.budget).await
+        };
+        let result = tokio::select! {
+            result = copying => result,
+            () = cancel.cancelled() => return,
+        };
+        self.tell(match result {
+            Ok(()) => Event::BaseCopied { token },
+            Err(failure) => Event::BaseFailed { token, failure },
+        });
+    }
+
+    async fn take_cut(&mut self, token: Token, request: CutRequest, cancel: &CancellationToken) {
+        self.release().await;
+        // Not cut short: taking a cut has its own time limits, and is cleaner to undo than to interrupt.
+        match self.tools.machine.cut(request).await {
+            Ok(cut) => {
+                if let Some(shortfall) = cut.shortfall() {
+                    tracing::info!(shortfall, "the cut is less consistent than asked for");
+                }
+                self.held = Some(cut);
+                if cancel.is_cancelled() {
+                    return self.release().await;
+                }
+                self.tell(Event::CutTaken { token });
+            }
+            Err(err) => self.tell(Event::CutFailed { token, failure: driver(&err) }),
+        }
+    }
+
+    async fn send(
+        &mut self,
+        token: Token,
+        number: CutNumber,
+        parent: CutDigest,
+        session: &Arc<Session>,
+        facts: &Facts,
+        cancel: &CancellationToken,
+    ) {
+        let Some(cut) = self.held.take() else {
+            let failure = bug("there is no cut to send");
+            return self.tell(Event::CycleFailed { token, failure });
+        };
+        let (images, taken_at) = (cut.images().to_vec(), cut.taken_at());
+        let before = session.bytes();
+        let result = tokio::select! {
+            result = self.stream(&*cut, number, parent, session, facts) => Some(result),
+            () = cancel.cancelled() => None,
+        };
+        note("release the cut", cut.release().await);
+        let Some(result) = result else { return };
+        let outcome = match result {
+            Ok(sent) => self.conclude(token, number, sent, session, cancel).await,
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(None) => {}
+            Ok(Some((digest, changed))) => {
+                let event = Event::CycleAcked { token, digest, bytes: session.bytes() - before };
+                let _ = self.outcomes.send(Outcome::Acked { event, images, changed, taken_at });
+            }
+            Err(failure) => self.tell(Event::CycleFailed { token, failure }),
+        }
+    }
+
+    async fn stream(
+        &mut self,
+        cut: &dyn FrozenCut,
+        number: CutNumber,
+        parent: CutDigest,
+        session: &Arc<Session>,
+        facts: &Facts,
+    ) -> Result<super::send::Sent, Failure> {
+        let definition = self.news_of_definition(session).await?;
+        let cycle = Cycle {
+            vm: facts.vm,
+            generation: facts.generation,
+            number,
+            parent,
+            disks: &facts.disks,
+            compression: facts.compression,
+            definition,
+        };
+        send_cycle(session, cut, &cycle, &self.tools.effort, &self.tools.budget).await
+    }
+
+    /// Waits for leave, has the cycle sealed, and gives the digest the target computed. `None` if nobody wants it.
+    async fn conclude(
+        &mut self,
+        token: Token,
+        number: CutNumber,
+        sent: super::send::Sent,
+        session: &Session,
+        cancel: &CancellationToken,
+    ) -> Result<Option<(CutDigest, u64)>, Failure> {
+        self.tell(Event::CycleComputed { token, digest: sent.digest });
+        loop {
+            tokio::select! {
+                leave = self.conclusions.recv() => match leave {
+                    Some(given) if given == token => break,
+                    Some(_) => {}
+                    None => return Ok(None),
+                },
+                () = cancel.cancelled() => return Ok(None),
+            }
+        }
+        let end = CycleEnd { number: number.0, frames: sent.frames, digest: sent.digest.to_string() };
+        match session.request(&Message::CycleEnd(end)).await? {
+            Message::CycleAcked(CycleAcked { number: n, digest }) if n == number.0 => {
+                let digest = digest.parse().map_err(|_| bug("the acknowledgement names no digest"))?;
+                Ok(Some((digest, sent.changed)))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The definition, if this session has not been told it yet; its blobs are sent ahead.
+    async fn news_of_definition(&mut self, session: &Arc<Session>) -> Result<Option<Definition>, Failure> {
+        let id = session.number();
+        let Some(definition) = self.tools.definitions.definition() else { return Ok(None) };
+        if self.told.as_ref().is_some_and(|(s, d)| *s == id && *d == definition) {
+            return Ok(None);
+        }
+        if !definition.blobs.is_empty() {
+            let asked = Message::Blobs(Blobs { blobs: definition.blobs.clone() });
+            match session.request(&asked).await? {
+                Message::Missing(missing) => {
+                    for blob in &missing.blobs {
+                        self.send_blob(session, blob).await?;
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+        self.told = Some((id, definition.clone()));
+        Ok(Some(definition))
+    }
+
+    async fn send_blob(&self, session: &Session, blob: &Blob) -> Result<(), Failure> {
+        let (definitions, hash) = (self.tools.definitions.clone(), blob.hash.clone());
+        let read = tokio::task::spawn_blocking(move || definitions.blob(&hash)).await;
+        let bytes = read.map_err(|_| bug("reading a boot image panicked"))?.map_err(|e| {
+            let reason = format!("a boot image of the VM cannot be read: {}", chain(&e));
+            Failure::new(ErrorKind::Operator, ReturnCode::FileNotFound, reason)
+        })?;
+        let name = understudy_model::id::parse_hex32(&blob.hash).ok_or_else(|| bug("a blob's name is no hash"))?;
+        let chunk = 1 << 20;
+        for (i, piece) in bytes.chunks(chunk).enumerate() {
+            let payload = bulk::write_blob(name, (i * chunk) as u64, piece);
+            session.blob(payload).await?;
+        }
+        Ok(())
+    }
+}
+
+fn request(facts: &Facts, number: CutNumber, must_cover: CutNumber, consistency: Consistency) -> CutRequest {
+    CutRequest {
+        owner: facts.owner,
+        number,
+        base: must_cover,
+        disks: facts.disks.clone(),
+        consistency,
+        scratch_limit: facts.scratch_limit,
+        images: facts.images.clone(),
+    }
+}
+
+/// Whether every disk's maps reach back to `base`.
+fn covers(maps: &MapInventory, disks: &[DiskSpec], base: CutNumber) -> Result<(), Failure> {
+    for spec in disks {
+        let lost = match maps.disk(&spec.key) {
+            Some(disk) => disk.covers(base).err(),
+            None => Some(understudy_hypervisor::driver::LostTracking::Missing),
+        };
+        if let Some(lost) = lost {
+            return Err(driver(&understudy_hypervisor::driver::Error::tracking(spec.key.clone(), lost)));
+        }
+    }
+    Ok(())
+}
+
+/// Housekeeping that failed leaves maps in place, which is safe: the next cycle carries more than it must.
+fn note(what: &'static str, result: Result<(), understudy_hypervisor::driver::Error>) {
+    if let Err(err) = result {
+        tracing::debug!(cause = chain(&err), what, "housekeeping in the hypervisor will be repeated");
+    }
+}
