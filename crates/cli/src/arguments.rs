@@ -70,6 +70,9 @@ pub enum Command {
     Host(Host),
     /// Print the OpenAPI document of the API
     Openapi,
+    /// Lets a VM run on should the daemon die while it holds it still; started by the daemon itself
+    #[command(hide = true)]
+    Guard,
 }
 
 /// Flags of `serve`.

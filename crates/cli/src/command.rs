@@ -34,7 +34,7 @@ pub async fn run(command: Command, socket: Option<PathBuf>, json: bool) -> Resul
         Command::Failover(verb) => session.failover(verb).await,
         Command::Job(verb) => session.job(verb).await,
         Command::Host(verb) => session.host(verb).await,
-        Command::Serve(_) | Command::Openapi => unreachable!("these do not ask the service"),
+        Command::Serve(_) | Command::Openapi | Command::Guard => unreachable!("these do not ask the service"),
     }
 }
 

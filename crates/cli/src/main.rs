@@ -48,6 +48,14 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             print!("{}", understudy_daemon::faces::rest::document());
             Ok(())
         }
+        Command::Guard => guard(),
         command => runtime(false)?.block_on(command::run(command, arguments.socket, arguments.json)),
     }
+}
+
+fn guard() -> Result<(), Failure> {
+    use std::os::fd::AsFd;
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    let ended = input.and_then(understudy_hypervisor::guard::run);
+    ended.map_err(|err| Failure::Other(anyhow::Error::new(err).context("the guard ended")))
 }

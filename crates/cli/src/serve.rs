@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use tracing_subscriber::EnvFilter;
+use understudy_daemon::assembly::{GuardProgram, RealSides};
 use understudy_daemon::config::{Config, Log, LogFormat};
 use understudy_daemon::service;
 
@@ -14,7 +15,9 @@ use crate::failure::Failure;
 pub async fn run(flags: Serve, socket: Option<PathBuf>) -> Result<(), Failure> {
     let config = configuration(flags, socket)?;
     begin_log(&config.log)?;
-    service::run(config, &service::NoSides).await.map_err(|err| {
+    let program = std::env::current_exe().context("the service does not start: this program cannot be found")?;
+    let guard = GuardProgram { program, args: vec!["guard".to_owned()] };
+    service::run(config, &RealSides { guard }).await.map_err(|err| {
         let hint = err.hint();
         let err = anyhow::Error::new(err).context("the service does not start");
         Failure::Other(if hint.is_empty() { err } else { anyhow!("{err:#}\nhint: {hint}") })
