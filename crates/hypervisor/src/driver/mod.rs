@@ -46,8 +46,9 @@ pub trait Machine: Send + Sync {
     /// instant, so this is called only when everything is going to be copied or compared anyway. May be repeated.
     async fn begin_tracking(&self, owner: &MapOwner, disks: &[DiskSpec], first: CutNumber) -> Result<()>;
 
-    /// Freezes all the disks at one instant and begins map `request.number` for each. Refuses with kind `Resync` when
-    /// the maps present do not reach back to `request.base`. A cut that fails may leave the new maps behind, which is
+    /// Freezes all the disks at one instant and begins map `request.number` for each; if nothing was written since the
+    /// base, the maps may go on as they are. Refuses with kind `Resync` when the maps present do not reach back to
+    /// `request.base`. A cut that fails may leave the new maps behind, which is
     /// in order: the number is spent, and the union of the maps is as complete as before.
     async fn cut(&self, request: CutRequest) -> Result<Box<dyn FrozenCut>>;
 

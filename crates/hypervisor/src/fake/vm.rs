@@ -231,14 +231,15 @@ impl FakeVm {
             Power::Off => self.due_while_off(request, &found)?,
             _ => self.due_while_on(request, &found)?,
         };
-        if self.power != Power::Off {
+        let is_idle = due.iter().all(ExtentSet::is_empty) && request.consistency != Consistency::Application;
+        if self.power != Power::Off && !is_idle {
             let name = request.owner.map_name(request.number);
             found.iter().for_each(|(_, at)| self.disks[*at].begin_map(name.clone()));
         }
         if step != CutStep::NewMaps {
             found.iter().zip(due).for_each(|((_, at), due)| self.disks[*at].freeze(due));
         }
-        if step == CutStep::OldMaps && self.power != Power::Off {
+        if step == CutStep::OldMaps && self.power != Power::Off && !is_idle {
             found.iter().for_each(|(_, at)| self.disks[*at].end_maps(&request.owner, request.number));
         }
         Ok(self.open_cut(request, found))

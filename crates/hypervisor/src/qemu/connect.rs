@@ -1,26 +1,53 @@
 //! Reaching the monitor.
 
+use std::ops::{Deref, DerefMut};
+
 use serde_json::Value;
+use tokio::sync::MutexGuard;
 
 use super::Shared;
 use super::answer::failed;
 use crate::driver::{Error, Result};
 use crate::qmp::{Monitor, QmpError, Version};
 
+/// A connection to the monitor, together with the right to use it: of ours, one call at a time does. Two of them in one
+/// another's way would each wait until the other is taken for hung.
+pub struct Session<'a> {
+    monitor: Monitor,
+    // Given back after the monitor was hung up.
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Deref for Session<'_> {
+    type Target = Monitor;
+    fn deref(&self) -> &Monitor {
+        &self.monitor
+    }
+}
+
+impl DerefMut for Session<'_> {
+    fn deref_mut(&mut self) -> &mut Monitor {
+        &mut self.monitor
+    }
+}
+
 impl Shared {
     /// A connection to the monitor; `None` if no QEMU listens there, which is what a VM that is off looks like.
-    pub async fn try_monitor(&self) -> Result<Option<Monitor>> {
+    pub async fn try_monitor(&self) -> Result<Option<Session<'_>>> {
+        let turn = self.turn.lock().await;
         match Monitor::connect(&self.config.monitor, self.config.patience).await {
-            Ok(monitor) => Ok(Some(monitor)),
+            Ok(monitor) => Ok(Some(Session { monitor, _turn: turn })),
             Err(QmpError::Absent { .. }) => Ok(None),
             Err(err) => Err(failed("reach the VM", err)),
         }
     }
 
     /// A connection to the monitor of a VM that must be on.
-    pub async fn monitor(&self) -> Result<Monitor> {
+    pub async fn monitor(&self) -> Result<Session<'_>> {
+        let turn = self.turn.lock().await;
         let monitor = Monitor::connect(&self.config.monitor, self.config.patience).await;
-        monitor.map_err(|err| failed("reach the VM", err))
+        let monitor = monitor.map_err(|err| failed("reach the VM", err))?;
+        Ok(Session { monitor, _turn: turn })
     }
 }
 

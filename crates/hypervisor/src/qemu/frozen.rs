@@ -23,10 +23,11 @@ use super::answer::{execute, list, text};
 use super::capture::Taken;
 use super::names::{DUE_MAP, Part};
 use super::scratch::Scratch;
+use super::serve::Source;
 use super::trim::{Progress, give_up_rest};
 use crate::driver::{Content, DiskReader, Error, FrozenCut, ImageRecord, NEIGHBOURHOOD, READ_LEN_MAX, Result};
 use crate::nbd::{ALLOCATION_CONTEXT, Client, DirtyBounds, NbdError, Options, errno};
-use crate::qmp::Command;
+use crate::qmp::{Command, Version};
 
 /// Between two looks at the scratch files. A guest that writes 1 GB/s overshoots the limit by a tenth of that.
 const SCRATCH_LOOK: Duration = Duration::from_millis(100);
@@ -37,12 +38,20 @@ const COARSEST: u64 = 1 << 20;
 /// How much is read to see whether the filter still serves: a sector of the largest size there is.
 const PROBE: u64 = 4096;
 
+/// Where a frozen disk is shown.
+pub struct Export<'a> {
+    pub socket: &'a Path,
+    pub id: &'a str,
+    /// Of the QEMU that shows it.
+    pub version: Version,
+}
+
 /// One disk of a cut.
 pub struct FrozenDisk {
     spec: DiskSpec,
     due: ExtentSet,
     /// None if nothing is due: then there is nothing to be read either.
-    client: Option<Client>,
+    source: Option<Source>,
     progress: Mutex<Progress>,
     ended: Arc<OnceLock<String>>,
 }
@@ -57,14 +66,15 @@ impl FrozenDisk {
         Self::new(spec, ExtentSet::new(), None)
     }
 
-    fn new(spec: &DiskSpec, due: ExtentSet, client: Option<Client>) -> Self {
+    fn new(spec: &DiskSpec, due: ExtentSet, source: Option<Source>) -> Self {
         let progress = Mutex::new(Progress::new(&due, spec.size));
-        Self { spec: spec.clone(), due, client, progress, ended: Arc::default() }
+        Self { spec: spec.clone(), due, source, progress, ended: Arc::default() }
     }
 
     /// Reads the map and opens the disk for reading. Two connections: on one that knows the allocation too, asking for
     /// the map would ask about parts that the frozen image does not serve.
-    pub async fn connect(spec: &DiskSpec, socket: &Path, export: &str, is_narrow: bool) -> Result<Self> {
+    pub async fn connect(spec: &DiskSpec, at: &Export<'_>, is_narrow: bool) -> Result<Self> {
+        let (socket, export) = (at.socket, at.id);
         let failed = |err: NbdError| nbd_error(&spec.key, "open a frozen disk", err);
         let map = Client::connect(socket, &Options::new(export).bitmap(DUE_MAP)).await.map_err(failed)?;
         if map.export().size != spec.size {
@@ -76,16 +86,16 @@ impl FrozenDisk {
         map.disconnect().await;
         let options = Options::new(export).context(ALLOCATION_CONTEXT);
         let client = Client::connect(socket, &options).await.map_err(failed)?;
-        Ok(Self::new(spec, due, Some(client)))
+        Ok(Self::new(spec, due, Some(Source::new(client, at.version))))
     }
 
     /// The connection, unless the cut was ended or there is nothing to read.
-    fn serving(&self) -> Result<&Client> {
+    fn serving(&self) -> Result<&Source> {
         if let Some(why) = self.ended.get() {
             return Err(Error::CutEnded(why.clone()));
         }
         let nothing = || Error::Misuse(format!("nothing of disk {} is due", self.spec.key));
-        self.client.as_ref().ok_or_else(nothing)
+        self.source.as_ref().ok_or_else(nothing)
     }
 
     fn failed(&self, extent: Extent, err: NbdError) -> Error {
@@ -104,9 +114,9 @@ impl FrozenDisk {
 
     /// Reads once more a little that has been served from the first moment on.
     async fn probe(&self) -> Result<()> {
-        let (Some(client), Some(first)) = (&self.client, self.due.iter().next()) else { return Ok(()) };
+        let (Some(source), Some(first)) = (&self.source, self.due.iter().next()) else { return Ok(()) };
         let extent = Extent::new(first.offset, first.len.min(PROBE));
-        match client.read(extent).await {
+        match source.read(extent).await {
             Ok(_) => Ok(()),
             Err(err) => Err(Error::CutEnded(format!("disk {} is no longer served: {err}", self.spec.key))),
         }
@@ -190,8 +200,8 @@ impl Frozen {
 /// With the wide way the filters guard the whole disks; this gives up what is not due.
 async fn narrow(disks: Arc<HashMap<DiskId, FrozenDisk>>) {
     for disk in disks.values() {
-        if let Some(client) = &disk.client {
-            give_up_rest(client, &disk.due, disk.spec.size).await;
+        if let Some(source) = &disk.source {
+            give_up_rest(source, &disk.due, disk.spec.size).await;
         }
     }
 }
@@ -222,7 +232,6 @@ async fn remove_until_gone(shared: &Shared) {
 }
 
 async fn remove(shared: &Shared) -> Result<()> {
-    let _changing = shared.changes.lock().await;
     match shared.try_monitor().await? {
         Some(mut monitor) => shared.remove_cut(&mut monitor).await,
         // The VM is off, and all of it with it.
@@ -253,7 +262,7 @@ impl Inner {
         let mut monitor = self.shared.monitor().await?;
         let blocks = execute(&mut monitor, "list its disks", Command::bare("query-block")).await?;
         let roots: Vec<_> = list(&blocks).iter().map(|b| text(b, "/inserted/node-name")).collect();
-        for (id, disk) in self.disks.iter().filter(|(_, disk)| disk.client.is_some()) {
+        for (id, disk) in self.disks.iter().filter(|(_, disk)| disk.source.is_some()) {
             if !roots.contains(&Part::Filter.name(*id).as_str()) {
                 let key = &disk.spec.key;
                 return Err(Error::CutEnded(format!("somebody took the filter away from disk {key}")));
@@ -291,21 +300,21 @@ impl FrozenCut for Frozen {
             let mut progress = disk.progress.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             progress.note(&disk.due, extent)
         };
-        if let (Some(part), Some(client)) = (part, &disk.client) {
+        if let (Some(part), Some(source)) = (part, &disk.source) {
             // Refused or broken: the reads will tell.
-            let _ = client.trim(part).await;
+            let _ = source.trim(part).await;
         }
     }
 
     async fn ensure_intact(&self) -> Result<()> {
         let inner = self.inner();
-        for disk in inner.disks.values().filter(|d| d.client.is_some()) {
+        for disk in inner.disks.values().filter(|d| d.source.is_some()) {
             disk.serving()?;
             disk.probe().await?;
         }
         inner.check_filters().await?;
         // Not ended while we looked.
-        inner.disks.values().filter(|d| d.client.is_some()).try_for_each(|d| d.serving().map(drop))
+        inner.disks.values().filter(|d| d.source.is_some()).try_for_each(|d| d.serving().map(drop))
     }
 
     fn images(&self) -> &[ImageRecord] {

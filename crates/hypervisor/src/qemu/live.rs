@@ -33,7 +33,6 @@ struct LiveDisk {
 
 /// Exports the disk read-only and connects to it.
 pub async fn open(shared: Arc<Shared>, spec: &DiskSpec) -> Result<Box<dyn DiskReader>> {
-    let _changing = shared.changes.lock().await;
     let mut monitor = shared.monitor().await?;
     let survey = survey(&mut monitor).await?;
     check_version(survey.version)?;
@@ -104,7 +103,6 @@ impl Drop for LiveDisk {
 }
 
 async fn close(shared: &Shared, export: &str) -> Result<()> {
-    let _changing = shared.changes.lock().await;
     let Some(mut monitor) = shared.try_monitor().await? else { return Ok(()) };
     remove_export(&mut monitor, export).await?;
     stop_if_idle(&mut monitor, &own_socket(&shared.config.runtime_dir)?).await

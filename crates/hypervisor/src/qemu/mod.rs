@@ -21,10 +21,12 @@ mod disks;
 mod freeze;
 mod frozen;
 mod graph;
+mod idle;
 mod images;
 mod live;
 mod names;
 mod scratch;
+mod serve;
 mod server;
 mod tidy;
 mod tracking;
@@ -80,8 +82,8 @@ pub struct QemuMachine {
 #[derive(Debug)]
 struct Shared {
     config: QemuConfig,
-    /// Held by each call that changes the QEMU, while it does.
-    changes: Mutex<()>,
+    /// Held by whoever talks to the monitor.
+    turn: Mutex<()>,
     /// Held by an open cut until it is out of the QEMU again.
     open_cut: Arc<Mutex<()>>,
 }
@@ -89,7 +91,7 @@ struct Shared {
 impl QemuMachine {
     /// The VM that `config` tells how to reach.
     pub fn new(config: QemuConfig) -> Self {
-        let shared = Shared { config, changes: Mutex::new(()), open_cut: Arc::default() };
+        let shared = Shared { config, turn: Mutex::new(()), open_cut: Arc::default() };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -115,8 +117,7 @@ impl Machine for QemuMachine {
     }
 
     async fn begin_tracking(&self, owner: &MapOwner, disks: &[DiskSpec], first: CutNumber) -> Result<()> {
-        let _changing = self.shared.changes.lock().await;
-        tracking::begin(&mut self.shared.monitor().await?, owner, disks, first).await
+        tracking::begin(&mut *self.shared.monitor().await?, owner, disks, first).await
     }
 
     async fn cut(&self, request: CutRequest) -> Result<Box<dyn FrozenCut>> {
@@ -130,7 +131,6 @@ impl Machine for QemuMachine {
     }
 
     async fn drop_maps(&self, owner: &MapOwner, below: CutNumber) -> Result<()> {
-        let _changing = self.shared.changes.lock().await;
         match self.shared.try_monitor().await? {
             Some(mut monitor) => tracking::drop_below(&mut monitor, owner, below).await,
             None => Ok(()),
@@ -138,7 +138,6 @@ impl Machine for QemuMachine {
     }
 
     async fn fold_maps(&self, owner: &MapOwner) -> Result<()> {
-        let _changing = self.shared.changes.lock().await;
         match self.shared.try_monitor().await? {
             Some(mut monitor) => tracking::fold(&mut monitor, owner).await,
             None => Ok(()),
@@ -146,8 +145,7 @@ impl Machine for QemuMachine {
     }
 
     async fn end_tracking(&self, owner: &MapOwner) -> Result<()> {
-        let _changing = self.shared.changes.lock().await;
-        tracking::end(&mut self.shared.monitor().await?, owner).await
+        tracking::end(&mut *self.shared.monitor().await?, owner).await
     }
 
     async fn read_live(&self, disk: &DiskSpec) -> Result<Box<dyn DiskReader>> {

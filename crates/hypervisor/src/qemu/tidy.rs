@@ -28,7 +28,6 @@ const LOOK: Duration = Duration::from_millis(5);
 impl Shared {
     /// Takes out everything of ours, live reads included, and whatever else an earlier life left.
     pub async fn tidy_all(&self) -> Result<()> {
-        let _changing = self.changes.lock().await;
         if let Some(agent) = &self.config.agent {
             freeze::thaw_leftover(agent, &self.config.runtime_dir).await;
         }

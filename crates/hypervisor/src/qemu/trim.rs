@@ -6,8 +6,8 @@
 
 use understudy_model::{Extent, ExtentSet};
 
+use super::serve::Source;
 use crate::driver::NEIGHBOURHOOD;
-use crate::nbd::Client;
 
 /// Progress is given up in steps of this many due bytes: one request then costs a thousandth of the reading.
 const STEP: u64 = 4 << 20;
@@ -15,12 +15,12 @@ const STEP: u64 = 4 << 20;
 const AHEAD_MAX: usize = 4096;
 
 /// Gives up all that is not due, the largest gaps first: they are where the guest is most likely to write.
-pub async fn give_up_rest(client: &Client, due: &ExtentSet, size: u64) {
+pub async fn give_up_rest(source: &Source, due: &ExtentSet, size: u64) {
     let mut gaps: Vec<_> = gaps(due, size).collect();
     gaps.sort_unstable_by_key(|gap| std::cmp::Reverse(gap.len));
     for gap in gaps {
         // Refused or broken: the reads will tell.
-        if client.trim(gap).await.is_err() {
+        if source.trim(gap).await.is_err() {
             return;
         }
     }
