@@ -31,8 +31,8 @@ const JOBS_AT_ONCE: usize = 4;
 const SYNC_BYTES: u64 = 256 << 20;
 /// Time after which the target is asked in any case.
 const SYNC_EVERY: Duration = Duration::from_secs(3);
-/// Holes are cut at 4 KiB: no guest writes less in one go, and a record of zeros is small.
-const HOLE_UNIT: u64 = 4096;
+/// Holes are cut at 64 KiB: the replica keeps a checksum for each such block of its base, and takes whole ones.
+const HOLE_UNIT: u64 = 64 << 10;
 
 /// A copy to be made.
 pub struct Copy<'a> {
