@@ -21,6 +21,7 @@ use understudy_wire::message::{self, BasePositions, Notice, Opened, Position};
 use super::mux::Mux;
 use super::record::{Durable, write};
 use crate::catalogue::Catalogue;
+use crate::chain;
 use crate::channel::Sender;
 use crate::clock::Clock;
 use crate::events::{self, Events};
@@ -290,7 +291,10 @@ impl Place {
         let newest = self.store.newest().map(|cut| cut.id.digest);
         record.admit_cycle(number, parent, newest).map_err(|f| *f)?;
         let keep = self.is_due(&record, receiver.header(), expected);
-        let definition = definition.map(|d| from_wire(&d)).transpose()?;
+        let definition = match definition {
+            Some(news) => Some(from_wire(&news)?),
+            None => self.last_definition(),
+        };
         let sealed = receiver.seal(expected, keep, definition.as_ref());
         let cut = sealed.map_err(|e| self.note_failure(failure(e.kind(), &e)))?;
         {
@@ -310,6 +314,18 @@ impl Place {
         }
         self.upkeep.notify_one();
         Ok(cut)
+    }
+
+    /// The definition of the newest cut: it holds until the source says otherwise.
+    fn last_definition(&self) -> Option<Definition> {
+        let newest = self.store.newest()?.point();
+        match self.store.open_point(newest).and_then(|point| point.definition()) {
+            Ok(definition) => definition,
+            Err(err) => {
+                tracing::warn!(relationship = %self.id, cause = chain(&err), "the last definition cannot be read");
+                None
+            }
+        }
     }
 
     fn note_failure(&self, failure: Failure) -> Failure {
