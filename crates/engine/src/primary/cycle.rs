@@ -74,7 +74,12 @@ impl Relationship {
         let Some(sent) = self.record.sent.filter(|s| s.digest == digest) else {
             // Nothing more will come for this cycle. What the replica holds is settled by the handshake.
             let reason = format!("the replica acknowledged other content than was sent: {digest}");
-            return self.on_cycle_failed(now, token, Failure::new(ErrorKind::Corrupt, ReturnCode::Failed, reason), actions);
+            return self.on_cycle_failed(
+                now,
+                token,
+                Failure::new(ErrorKind::Corrupt, ReturnCode::Failed, reason),
+                actions,
+            );
         };
         self.work = Work::Idle;
         self.corrupt_in_a_row = 0;
