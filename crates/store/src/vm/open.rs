@@ -101,11 +101,16 @@ fn recover(
     complete(&place, &manifest.pending)?;
     let pending = !manifest.pending.is_empty();
     manifest.pending.clear();
+    let lost = manifest.initial.is_some() && !has_staged_bases(&place, &manifest)?;
+    if lost {
+        warn!(vm = %manifest.vm, "an initial copy lost its files and begins again");
+        manifest.initial = None;
+    }
     let found = damage(&place, &manifest)?;
     let known = manifest.damage.len();
     manifest.damage.extend(found);
     manifest.damage.truncate(DAMAGE_MAX);
-    if copies_agree && !pending && manifest.damage.len() == known {
+    if copies_agree && !pending && !lost && manifest.damage.len() == known {
         // A killed process may have renamed without syncing. What is shown must be durable.
         place.sync_dir("")?;
     } else {
@@ -114,6 +119,20 @@ fn recover(
     }
     clear(&place, &manifest)?;
     Ok(VmStore::new(place, shared, manifest))
+}
+
+/// Whether the files that the positions of an initial copy were measured on are there.
+fn has_staged_bases(place: &Place, manifest: &Manifest) -> Result<bool, FileError> {
+    for initial in manifest.initial.iter().flatten() {
+        let path = paths::staged_base(initial.disk);
+        let Some(file) = place.open_if_there(&path, Access::Read)? else { return Ok(false) };
+        let size = manifest.current_disks().find(|spec| spec.id == initial.disk).map(|spec| spec.size);
+        let sums = place.open_if_there(&paths::staged_base_sums(initial.disk), Access::Read)?;
+        if sums.is_none() || Some(place.len(&file, &path)?) != size {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn write(place: &Place, shared: &Shared, manifest: &Manifest) -> Result<(), FileError> {

@@ -11,6 +11,9 @@ use understudy_store::{Checkpoints, CrashPoint, StoreOptions};
 use crate::scenario::{Operation, Stage};
 use crate::support::*;
 
+/// Finishing what was begun takes longer than all the rest.
+const GO_ON_EVERY: u64 = 4;
+
 /// Crash states per operation and moment; more with `UNDERSTUDY_CRASH_SEEDS`.
 fn seeds() -> u64 {
     std::env::var("UNDERSTUDY_CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
@@ -29,7 +32,10 @@ fn cut_power_everywhere(operation: Operation) -> u64 {
         for crash in crashes_for(i as u64) {
             let disk = state.fork();
             disk.crash(crash);
-            stage.judge(&disk, last);
+            stage.judge_state(&disk, last, false);
+            if crashes % GO_ON_EVERY == 0 {
+                stage.go_on(&disk, &open(&disk));
+            }
             crashes += 1;
         }
     }
@@ -64,6 +70,23 @@ power_cuts! {
     a_power_cut_in_a_revert_leaves_the_failover_or_what_was_before: Revert;
     a_power_cut_while_a_failover_is_committed_leaves_it_active_or_final: CommitFailover;
     a_power_cut_in_a_removal_leaves_all_or_nothing: Remove;
+}
+
+#[test]
+fn what_a_reopened_replica_shows_survives_a_power_cut() {
+    for operation in [Operation::Create, Operation::Cycle, Operation::FailOver, Operation::Revert, Operation::Remove] {
+        let stage = Stage::new(operation);
+        let disk = stage.files.fork();
+        disk.record();
+        stage.run(Arc::new(disk.clone()), options()).unwrap();
+        for state in disk.recorded() {
+            state.crash(Crash::Killed);
+            let shown = stage.is_done(&state);
+            state.crash(Crash::LostAll);
+            stage.judge_state(&state, shown, false);
+            assert_eq!(stage.is_done(&state), shown, "{operation:?}");
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::scenario::{Operation, Stage};
 use crate::support::*;
 
 /// Finishing what was begun takes longer than all the rest; recovery does not depend on it.
-const GO_ON_EVERY: u64 = 6;
+const GO_ON_EVERY: u64 = 10;
 /// Calls of one kind that an operation may make before the loop is thought to be endless.
 const CALLS_MAX: u64 = 10_000;
 

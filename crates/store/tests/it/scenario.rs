@@ -74,6 +74,8 @@ pub struct Stage {
     cuts: Vec<(CutDigest, Images)>,
     failover: Option<FailoverId>,
     cycle: Option<Cycle>,
+    /// The disks as an initial copy found them.
+    copied: Images,
     pub before: Expected,
     pub after: Expected,
 }
@@ -91,9 +93,11 @@ impl Stage {
             cuts: Vec::new(),
             failover: None,
             cycle: None,
+            copied: Vec::new(),
             before: Expected { generation: 1, ..Expected::default() },
             after: Expected::default(),
         };
+        stage.copied = stage.primary.images.clone();
         stage.prepare();
         stage.after = stage.expect_after();
         stage
@@ -274,6 +278,11 @@ impl Stage {
         assert!(done || (undone && !succeeded), "{:?}: {}", self.operation, describe(&found));
     }
 
+    /// Opens the store; whether it shows the operation as done.
+    pub fn is_done(&self, files: &MemFiles) -> bool {
+        self.found(files, &open(files)) == self.after
+    }
+
     fn found(&self, files: &MemFiles, store: &Store) -> Expected {
         let Some(vm) = store.vm(self.primary.vm) else { return Expected { generation: 1, ..Expected::default() } };
         let report = vm.report();
@@ -286,6 +295,11 @@ impl Stage {
                 let path = path.strip_prefix("/memory").unwrap().to_str().unwrap();
                 assert!(crate::image::read_qcow2(&read, path) == *image);
             }
+        }
+        for (disk, position) in report.initial.iter().flatten() {
+            let staged = read(&format!("{}/staging/{disk}-base.raw", vm.id()));
+            let position = *position as usize;
+            assert!(staged[..position] == self.copied[usize::from(disk.0)][..position], "what is durable is there");
         }
         let points = report.points.iter().map(|p| (p.cut.id.digest, images_of(files, &vm, p.cut.point())));
         Expected {
@@ -315,7 +329,8 @@ impl Stage {
         assert!(images_of(files, &vm, cut.point()) == primary.images, "{:?}: the next cycle", self.operation);
         upkeep(&vm);
         assert!(images_of(files, &vm, cut.point()) == primary.images, "{:?}: after upkeep", self.operation);
-        assert_eq!(vm.check(&mut unpaced).unwrap().damage, [], "{:?}", self.operation);
+        let report = vm.check(&mut unpaced).unwrap();
+        assert_eq!((report.damage, report.unknown_blocks), (vec![], 0), "{:?}", self.operation);
     }
 }
 
