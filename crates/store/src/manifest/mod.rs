@@ -465,13 +465,13 @@ impl Manifest {
     }
 
     fn dangling(&self) -> Option<&'static str> {
-        let runs = self.run_files();
-        let below = |(disk, file): (DiskId, RunFile)| match file.below {
-            Below::Base => true,
-            Below::Run(number) => runs.contains(&(disk, number)),
-        };
-        if !self.links.iter().flat_map(Link::files).all(below) {
-            return Some("a run over one that is not there");
+        // So no chain of names has a loop or leads into another's.
+        let on_top = |height: usize, disk, file: RunFile| file.below == self.top_file(disk, height);
+        if !self.links.iter().enumerate().all(|(i, link)| link.files().all(|(disk, file)| on_top(i, disk, file))) {
+            return Some("a run over something else than what lies below it");
+        }
+        if self.run_files().len() != self.links.iter().flat_map(Link::files).count() + self.stubs().count() {
+            return Some("two runs of one name");
         }
         if !self.failovers.iter().all(|f| self.height_of(f.cut).is_some()) {
             return Some("a failover on a cut that is not there");
