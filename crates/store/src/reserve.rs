@@ -55,6 +55,8 @@ impl Reserve {
             return Ok(false);
         }
         again(|| file.allocate(self.bytes)).at("take space for", RESERVE)?;
+        again(|| file.sync()).at("sync", RESERVE)?;
+        again(|| self.files.sync_dir("")).at("sync the directory of", RESERVE)?;
         Ok(true)
     }
 

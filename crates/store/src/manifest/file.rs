@@ -127,10 +127,18 @@ fn render(manifest: &Manifest) -> Vec<u8> {
 
 /// Writes both copies beside the old ones, synced. Nothing has changed yet, whether this succeeds or fails.
 pub(crate) fn prepare(place: &Place, manifest: &Manifest) -> Result<(), FileError> {
-    let bytes = render(manifest);
+    let written = write_new(place, &render(manifest));
+    if written.is_err() {
+        // Half a manifest is no use and takes space; what stays is overwritten or cleared away later.
+        MANIFESTS_NEW.iter().for_each(|path| drop(place.unlink_if_there(path)));
+    }
+    written
+}
+
+fn write_new(place: &Place, bytes: &[u8]) -> Result<(), FileError> {
     for path in MANIFESTS_NEW {
         let file = place.create_anew(path)?;
-        write_all_at(&*file, 0, &bytes).map_err(|err| FileError::new("write", place.path(path), err))?;
+        write_all_at(&*file, 0, bytes).map_err(|err| FileError::new("write", place.path(path), err))?;
         place.sync(&file, path)?;
     }
     Ok(())
