@@ -60,12 +60,6 @@ pub enum PointError {
         /// What was asked for.
         point: PointId,
     },
-    /// It may not be dropped.
-    #[error("recovery point {point} is locked")]
-    Locked {
-        /// The point.
-        point: PointId,
-    },
     /// Something it needs is damaged.
     #[error("recovery point {point} is damaged: {object}: {what}")]
     Damaged {
@@ -85,7 +79,7 @@ impl PointError {
     /// What the caller does next.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            PointError::Unknown { .. } | PointError::Locked { .. } => ErrorKind::Refused,
+            PointError::Unknown { .. } => ErrorKind::Refused,
             PointError::Damaged { .. } => ErrorKind::Corrupt,
             PointError::Change(err) => err.kind(),
         }
@@ -110,10 +104,11 @@ impl VmStore {
         manifest.heights().filter_map(|h| manifest.record(h)).map(|r| r.cut.clone()).collect()
     }
 
-    /// Sets which cuts are recovery points: exactly those listed. The newest state stays without being listed, and so
-    /// does a cut that a failover stands on. Dropping only marks; [`VmStore::upkeep`] gives the space back.
+    /// Sets which cuts are recovery points: those listed, and those that are locked. The newest state stays without
+    /// being listed, and so does a cut that a failover stands on. Dropping only marks; [`VmStore::upkeep`] gives the
+    /// space back.
     ///
-    /// A locked point that is not listed, or a listed one that is not there, refuses the whole.
+    /// A listed cut that is not there, or can no longer be opened, refuses the whole.
     pub fn retain(&self, points: &[PointId]) -> Result<(), PointError> {
         self.change(Space::Reserved, |m| {
             for point in points {
@@ -121,11 +116,7 @@ impl VmStore {
             }
             for height in m.heights().collect::<Vec<_>>() {
                 let record = m.record_mut(height).expect("a height of the chain has a record");
-                let (point, keep) = (record.cut.point(), points.contains(&record.cut.point()));
-                if record.locked && !keep {
-                    return Err(PointError::Locked { point });
-                }
-                record.kept = keep;
+                record.kept = record.locked || points.contains(&record.cut.point());
             }
             drop_closed_definitions(m);
             Ok(())

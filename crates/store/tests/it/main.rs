@@ -8,6 +8,8 @@ mod support;
 mod crash;
 mod damage;
 mod failures;
+mod full;
 mod model;
 mod qemu;
 mod receive;
+mod together;

@@ -140,9 +140,11 @@ impl VmStore {
         self.step(pace).map_err(|err| if err.is_no_space() { UpkeepError::NoSpace { needed } } else { err })
     }
 
-    /// Whether a step of upkeep would find something to do.
+    /// Whether a step of upkeep would find something to do, as far as failovers let it.
     pub fn needs_upkeep(&self) -> bool {
-        self.next_plan().is_some()
+        let manifest = self.manifest();
+        let in_use = manifest.failovers.iter().filter_map(|f| manifest.height_of(f.cut)).max();
+        plan(&manifest, in_use, u64::MAX).is_some()
     }
 
     fn next_plan(&self) -> Option<Plan> {
