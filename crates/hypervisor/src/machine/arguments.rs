@@ -93,6 +93,9 @@ impl Builder<'_> {
         let definition = self.definition;
         self.push("-accel", definition.accelerator.word());
         let mut machine = definition.machine.to_string();
+        for (option, switch) in &definition.machine_options {
+            machine.push_str(&format!(",{}={}", option.word(), switch.word()));
+        }
         if definition.firmware == Firmware::Uefi {
             machine.push_str(",pflash0=uefi-code,pflash1=uefi-variables");
             let Some(uefi) = &emulator.uefi else {

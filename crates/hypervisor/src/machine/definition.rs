@@ -46,6 +46,9 @@ pub struct Definition {
     pub accelerator: Accelerator,
     /// QEMU's machine type, best with its version.
     pub machine: MachineType,
+    /// Parts of the machine that are not as its type has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub machine_options: BTreeMap<MachineOption, Switch>,
     /// What runs first.
     #[serde(default)]
     pub firmware: Firmware,
@@ -120,6 +123,53 @@ words!(
         Bios = "bios",
         /// UEFI (OVMF). Its variables are not replicated: it boots by the disk's fallback path.
         Uefi = "uefi",
+    }
+);
+
+words!(
+    /// A part of a machine that can be there or not. A guest may not even start where one is other than it expects.
+    MachineOption {
+        /// ACPI.
+        Acpi = "acpi",
+        /// The high precision event timer (`pc`, `q35`).
+        Hpet = "hpet",
+        /// The keyboard controller (`pc`, `q35`).
+        I8042 = "i8042",
+        /// The legacy interrupt controller.
+        Pic = "pic",
+        /// The legacy interval timer.
+        Pit = "pit",
+        /// The hardware clock (`microvm`).
+        Rtc = "rtc",
+        /// System management mode (`pc`, `q35`).
+        Smm = "smm",
+        /// VMware's port (`pc`, `q35`).
+        Vmport = "vmport",
+    }
+);
+
+impl MachineOption {
+    /// Every option.
+    pub const ALL: [Self; 8] =
+        [Self::Acpi, Self::Hpet, Self::I8042, Self::Pic, Self::Pit, Self::Rtc, Self::Smm, Self::Vmport];
+
+    /// Whether machines of this family have it.
+    fn is_of(self, family: Family) -> bool {
+        match self {
+            Self::Acpi | Self::Pic | Self::Pit => true,
+            Self::Rtc => family == Family::Microvm,
+            Self::Hpet | Self::I8042 | Self::Smm | Self::Vmport => family != Family::Microvm,
+        }
+    }
+}
+
+words!(
+    /// Whether something is there.
+    Switch {
+        /// It is.
+        On = "on",
+        /// It is not.
+        Off = "off",
     }
 );
 
@@ -380,6 +430,7 @@ impl Definition {
             uuid,
             accelerator,
             machine,
+            machine_options: BTreeMap::new(),
             firmware: Firmware::default(),
             cpu,
             memory_mib,
@@ -404,6 +455,9 @@ impl Definition {
     pub(super) fn check(&self) -> Result<(), String> {
         let family = Family::of(&self.machine)
             .ok_or_else(|| format!("machine type {} is not supported (pc, q35 and microvm are)", self.machine))?;
+        if let Some(option) = self.machine_options.keys().find(|option| !option.is_of(family)) {
+            return Err(format!("machine type {} has no option {}", self.machine, option.word()));
+        }
         self.check_numbers()?;
         self.check_disks(family)?;
         self.check_nics()?;

@@ -16,7 +16,8 @@ use crate::process::Arguments;
 use super::ask::{Ask, AskError, Object, Tree};
 use super::blob::{Blob, BlobError, Role, measure};
 use super::definition::{
-    Accelerator, Clock, Cpu, Definition, Disk, Firmware, Kernel, MEMORY_MIB_MAX, Nic, PciPlace, RootPort, Video,
+    Accelerator, Clock, Cpu, Definition, Disk, Firmware, Kernel, MEMORY_MIB_MAX, MachineOption, Nic, PciPlace,
+    RootPort, Switch, Video,
 };
 use super::devices::{self, Found};
 use super::document::DocumentError;
@@ -147,6 +148,7 @@ impl Work<'_> {
         let machine = MachineType::try_from(kind.strip_suffix("-machine").unwrap_or(&kind))?;
         let (accelerator, cpu, memory) = (self.accelerator().await?, self.cpu().await?, self.memory_mib().await?);
         let mut definition = Definition::new(name, uuid, accelerator, machine, cpu, memory);
+        definition.machine_options = self.machine_options().await?;
         definition.firmware = self.firmware().await?;
         if self.arguments.clock_is_local() {
             definition.clock = Clock::Local;
@@ -156,6 +158,28 @@ impl Work<'_> {
             Some(_) => Err(DeriveError::Unsupported("the VM's memory is encrypted by the processor".to_owned())),
             None => Ok(definition),
         }
+    }
+
+    /// The parts of the machine that somebody chose otherwise than they are by default.
+    async fn machine_options(&mut self) -> Result<BTreeMap<MachineOption, Switch>, DeriveError> {
+        let mut options = BTreeMap::new();
+        for option in MachineOption::ALL {
+            let value = self.tree.property("/machine", option.word()).await.map_err(asking("its machine type"))?;
+            let switch = match value {
+                Some(Value::Bool(true)) => Switch::On,
+                Some(Value::Bool(false)) => Switch::Off,
+                Some(Value::String(word)) if word == "on" => Switch::On,
+                Some(Value::String(word)) if word == "off" => Switch::Off,
+                // Left to QEMU, or unknown to this one.
+                _ => continue,
+            };
+            // These are there unless somebody takes them away, the others as QEMU sees fit.
+            let by_default = matches!(option, MachineOption::Hpet | MachineOption::I8042 | MachineOption::Vmport);
+            if switch == Switch::Off || !by_default {
+                options.insert(option, switch);
+            }
+        }
+        Ok(options)
     }
 
     async fn accelerator(&mut self) -> Result<Accelerator, DeriveError> {

@@ -27,8 +27,8 @@ mod text;
 pub use ask::{Ask, AskError};
 pub use blob::{BLOB_MAX, Blob, BlobError};
 pub use definition::{
-    Accelerator, Bus, CPUS_MAX, Clock, Cpu, Definition, Disk, Firmware, Kernel, MEMORY_MIB_MAX, NICS_MAX, Nic,
-    NicModel, PciPlace, RootPort, Video,
+    Accelerator, Bus, CPUS_MAX, Clock, Cpu, Definition, Disk, Firmware, Kernel, MEMORY_MIB_MAX, MachineOption,
+    NICS_MAX, Nic, NicModel, PciPlace, RootPort, Switch, Video,
 };
 pub use derive::{DeriveError, Derived, Source, derive};
 pub use document::{DOCUMENT_MAX, DocumentError};

@@ -100,6 +100,10 @@ fn words_and_numbers_out_of_bounds_are_refused() {
 fn parts_that_do_not_go_together_are_refused() {
     assert!(refused(|d| d["disks"][1]["disk"] = json!(0)).contains("the same disk twice"));
     assert!(refused(|d| d["nics"] = json!([d["nics"][0], d["nics"][0]])).contains("the same MAC address twice"));
+    let rtc = refused(|d| d["machine_options"] = json!({ "rtc": "on" }));
+    assert!(rtc.contains("machine type pc-q35-10.0 has no option rtc"), "{rtc}");
+    assert!(refused(|d| d["machine_options"] = json!({ "firmware": "on" })).contains("unknown variant `firmware`"));
+    assert!(refused(|d| d["machine_options"] = json!({ "hpet": "/x" })).contains("unknown variant `/x`"));
     assert!(refused(|d| d["nics"][0]["boot"] = json!(1)).contains("boot order"));
     assert!(refused(|d| d["nics"][0]["place"]["port"] = json!(0)).contains("taken twice"));
     assert!(refused(|d| d["nics"][0]["place"]["port"] = json!(2)).contains("root port that is not there"));
@@ -114,6 +118,7 @@ fn parts_that_do_not_go_together_are_refused() {
     assert!(refused(|d| d["disks"] = json!(many)).contains("more than 256 disks"));
     let micro = |d: &mut Value| {
         d["machine"] = json!("microvm");
+        d["machine_options"] = json!({});
         d["root_ports"] = json!([]);
         d["disks"] = json!([]);
         d["nics"] = json!([]);

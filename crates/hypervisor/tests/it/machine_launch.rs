@@ -126,6 +126,10 @@ fn full(machine: &str) -> Value {
     document["nics"] = nics;
     document["root_ports"] = ports;
     document["cpu"]["features"] = json!({ "avx": "off", "hv-spinlocks": "0x1fff", "hv-relaxed": "on" });
+    document["machine_options"] = match machine {
+        "microvm" => json!({ "pic": "off", "pit": "off", "rtc": "on" }),
+        _ => json!({ "hpet": "off", "smm": "off", "vmport": "off" }),
+    };
     document["clock"] = json!("local");
     for field in ["console", "rng", "agent"] {
         document[field] = json!(true);
