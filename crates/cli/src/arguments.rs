@@ -132,7 +132,7 @@ pub enum Vm {
         /// Its QMP socket, as in `-qmp unix:PATH,server=on,wait=off`
         #[arg(long, value_name = "SOCKET")]
         qmp: PathBuf,
-        /// How to build the VM on another host; without it a replica holds the disks only
+        /// How to build the VM on another host; without it that is derived from the running VM
         #[arg(long, value_name = "FILE")]
         definition: Option<PathBuf>,
     },

@@ -80,8 +80,8 @@ impl Dirs {
     fn make(config: &Config) -> Result<Self, ServiceError> {
         let below = |name: &str| config.state.join(name);
         let dirs = Self {
-            runtime: config.vms.runtime.clone().unwrap_or_else(|| below("run")),
-            scratch: config.vms.scratch.clone().unwrap_or_else(|| below("scratch")),
+            runtime: config.runtime_dir(),
+            scratch: config.scratch_dir(),
             blobs: below("blobs"),
             vms: below("vms"),
         };

@@ -21,6 +21,9 @@ const FILE_MAX: u64 = 256 << 10;
 /// Longest path of a unix socket on Linux, without the ending zero (`sun_path` has 108 bytes).
 const SOCKET_PATH_MAX: usize = 107;
 
+/// Longest runtime directory: below it come a directory of 12 digits for each VM and a socket's name, with room to spare.
+const RUNTIME_PATH_MAX: usize = 75;
+
 /// What the reference page says about one key.
 struct KeyDoc {
     key: &'static str,
@@ -251,6 +254,16 @@ impl Config {
         self.socket.clone().unwrap_or_else(|| self.state.join("understudy.sock"))
     }
 
+    /// The directory of the sockets through which frozen disks are read.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.vms.runtime.clone().unwrap_or_else(|| self.state.join("run"))
+    }
+
+    /// The directory of the scratch files of cuts.
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.vms.scratch.clone().unwrap_or_else(|| self.state.join("scratch"))
+    }
+
     /// Refuses what cannot work, before anything is touched.
     pub fn check(&self) -> Result<(), ConfigError> {
         let value = |key, reason: &str| Err(ConfigError::Value { key, reason: reason.to_owned() });
@@ -259,6 +272,15 @@ impl Config {
         }
         if !self.storage_dir().is_absolute() {
             return value("storage", "must be an absolute path");
+        }
+        if !self.runtime_dir().is_absolute() {
+            return value("vms.runtime", "must be an absolute path");
+        }
+        if self.runtime_dir().as_os_str().len() > RUNTIME_PATH_MAX {
+            return value("vms.runtime", "is too long for sockets below it; choose a path of at most 75 bytes");
+        }
+        if !self.scratch_dir().is_absolute() || !self.vms.emulator.is_absolute() {
+            return value("vms", "must name absolute paths");
         }
         if self.socket_path().as_os_str().len() > SOCKET_PATH_MAX {
             return value(
@@ -291,6 +313,7 @@ impl Config {
         between("invite.lifetime", invite.lifetime.0, Millis::from_secs(1), Millis::from_secs(7 * 86_400))?;
         between("invite.open_max", invite.open_max, 1, 256)?;
         between("invite.attempts_per_minute", invite.attempts_per_minute, 1, 600)?;
+        between("vms.scratch_max", self.vms.scratch_max, ByteSize(1 << 20), ByteSize(64 << 40))?;
         between("jobs.keep_for", jobs.keep_for.0, Millis::from_secs(1), Millis::from_secs(366 * 86_400))?;
         between("jobs.keep_count", jobs.keep_count, 10, 100_000)?;
         between("jobs.open_max", jobs.open_max, 10, 100_000)?;
@@ -366,6 +389,8 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+        let deep = format!("state = \"/{}\"", "x".repeat(75));
+        assert!(parse(&deep).unwrap_err().contains("vms.runtime"));
         let long = format!("socket = \"/{}\"", "x".repeat(107));
         assert!(parse(&long).unwrap_err().contains("socket"));
         assert!(parse("advertise = [\"h.example:7\", \"10.0.0.1:7\", \"[fe80::1]:7\"]").is_ok());

@@ -4,10 +4,11 @@
 //! lock            held by the running daemon
 //! catalogue.db    see `catalogue`
 //! host.key        private key of this host, see `link::identity`
-//! host.crt        its self-signed certificate
 //! audit.log       see `audit`
 //! understudy.sock the API, unless configured elsewhere
 //! storage/        replicas, unless configured elsewhere
+//! run/, scratch/  sockets and scratch files of cuts, unless configured elsewhere
+//! blobs/, vms/    boot images by hash; VMs started from replicas
 //! ```
 //!
 //! Invariant: nothing in here is opened before the lock is held.
@@ -111,11 +112,6 @@ impl StateDir {
     /// The host's private key.
     pub fn host_key(&self) -> PathBuf {
         self.path.join("host.key")
-    }
-
-    /// The host's certificate.
-    pub fn host_certificate(&self) -> PathBuf {
-        self.path.join("host.crt")
     }
 
     /// The audit log.

@@ -37,7 +37,8 @@ impl Session {
             let disks = show::count(added.vm.disks.len(), "disk");
             println!("Added VM {} with {disks}, {} in all.", added.vm.name, show::bytes(total));
             if !added.vm.has_definition {
-                println!("It has no definition (--definition): its replica will hold the disks only.");
+                println!("How to build it elsewhere could not be found out: its replica can be started by hand only.");
+                println!("Give a definition with --definition; the log of the service has the reason.");
             }
             Ok(())
         })
@@ -74,13 +75,14 @@ impl Session {
 
 fn lines(vm: &types::Vm) -> Vec<(&'static str, String)> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let definition = if vm.has_definition { "known" } else { "not known: a replica can be started by hand only" };
     let disk = |d: &types::Disk| format!("{}  {}  {}", d.id, show::bytes(d.size), d.key);
     let mut lines = vec![
         ("Name", vm.name.clone()),
         ("Identity", vm.id.clone()),
         ("QMP socket", vm.qmp.clone()),
         ("Added", show::time(&vm.added_at)),
-        ("Definition", yes(vm.has_definition)),
+        ("Definition", definition.to_owned()),
         ("Replicated", yes(vm.is_replicated)),
         ("Disks", vm.disks.iter().map(disk).collect::<Vec<_>>().join("\n")),
     ];

@@ -16,7 +16,7 @@ pub struct VmRecord {
     pub name: String,
     /// Path of its QMP socket, unique on this host.
     pub qmp: String,
-    /// How to build it elsewhere: text that only hypervisor drivers read.
+    /// How to build it elsewhere, if that is known: text that only hypervisor drivers read.
     pub definition: Option<String>,
     /// Its disks, ascending. A number once given to a disk's key stays with it.
     pub disks: Vec<DiskSpec>,

@@ -21,7 +21,7 @@ pub struct VmAdd {
     pub name: String,
     /// Its QMP socket.
     pub qmp: String,
-    /// How to build it on another host. Without one its replica cannot be started by us.
+    /// How to build it on another host. `None`: as derived from the running VM, if it can be.
     pub definition: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 
 mod golden;
 mod link;
+mod qemu;
 mod rest;
 mod service;
 mod support;

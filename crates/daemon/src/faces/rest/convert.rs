@@ -50,7 +50,8 @@ impl From<VmView> for types::Vm {
                 problem: Some(refusal.reason),
             },
         });
-        Self { is_replicated: view.is_replicated, now, ..view.record.into() }
+        let definition = now.is_some().then(|| view.record.definition.clone()).flatten();
+        Self { is_replicated: view.is_replicated, now, definition, ..view.record.into() }
     }
 }
 
@@ -62,6 +63,7 @@ impl From<VmRecord> for types::Vm {
             name: vm.name,
             qmp: vm.qmp,
             has_definition: vm.definition.is_some(),
+            definition: None,
             is_replicated: false,
             disks: vm.disks.iter().map(disk).collect(),
             added_at: label(vm.added_at),

@@ -104,6 +104,9 @@ given! {
         qmp: String,
         /// Whether a definition is known, so that its replica can be started by us.
         has_definition: bool,
+        /// The definition; only when one VM is shown.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        definition: Option<String>,
         /// Whether it is replicated from here.
         is_replicated: bool,
         /// Its disks.
@@ -440,7 +443,7 @@ taken! {
         name: String,
         /// Absolute path of its QMP socket.
         qmp: String,
-        /// How to build it on another host; a machine definition of understudy.
+        /// How to build it on another host (docs/reference/definition.md). None: derived from the running VM.
         #[serde(default)]
         definition: Option<String>,
     }
