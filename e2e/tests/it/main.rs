@@ -1,0 +1,3 @@
+//! Real daemons, real guests.
+
+mod pairing;
