@@ -147,7 +147,7 @@ async fn prepare_launch(place: &Arc<Place>, premises: &Premises) -> Result<Launc
         images,
         blobs,
         networks: premises.networks.clone(),
-        console: Console::File,
+        console: Console::Socket,
         runtime: runtime_of(place, premises),
         paused: false,
     })
