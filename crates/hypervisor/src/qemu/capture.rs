@@ -64,7 +64,7 @@ const NARROW_GRANULES_MIN: u64 = 16_384;
 /// Takes a cut, or says why not; in the latter case nothing of it is left in the VM but, perhaps, the new maps.
 pub async fn cut(shared: Arc<Shared>, request: CutRequest, slot: OwnedMutexGuard<()>) -> Result<Box<dyn FrozenCut>> {
     let Some(mut monitor) = shared.try_monitor().await? else {
-        return images::cut(request).await;
+        return images::cut(&shared, request, slot).await;
     };
     let survey = ready(&shared, &mut monitor, &request).await?;
     let plan = Plan::new(&survey, &request)?;

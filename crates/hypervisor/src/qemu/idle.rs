@@ -1,11 +1,12 @@
-//! A cut of a VM that has written nothing since the base: nothing was put into it, and nothing is to be read.
+//! A cut of a VM that has written nothing since the base, be it on or off: nothing was put into it, and nothing is to be
+//! read.
 
 use std::collections::HashMap;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
-use understudy_model::{Consistency, DiskId, Extent, ExtentSet, Timestamp};
+use understudy_model::{Consistency, DiskId, DiskSpec, Extent, ExtentSet, Timestamp};
 
 use super::capture::{Plan, now};
 use super::images;
@@ -15,6 +16,7 @@ use crate::driver::{Content, CutRequest, DiskReader, Error, FrozenCut, ImageReco
 pub struct Idle {
     taken_at: Timestamp,
     consistency: Consistency,
+    shortfall: Option<String>,
     disks: HashMap<DiskId, IdleDisk>,
     images: Vec<ImageRecord>,
     /// Held like that of any cut: one at a time is what callers can rely on.
@@ -29,18 +31,21 @@ struct IdleDisk {
 
 impl Idle {
     pub fn new(plan: &Plan<'_>, request: &CutRequest, slot: OwnedMutexGuard<()>) -> Self {
-        let disk = |spec: &understudy_model::DiskSpec| IdleDisk {
-            key: spec.key.clone(),
-            size: spec.size,
-            due: ExtentSet::new(),
-        };
-        Self {
-            taken_at: now(),
-            consistency: request.consistency,
-            disks: plan.each(|spec, _| (spec.id, disk(spec))).into_iter().collect(),
-            images: images::records(plan.each(|spec, disk| (spec.id, disk.info.clone()))),
-            _slot: slot,
-        }
+        let images = images::records(plan.each(|spec, disk| (spec.id, disk.info.clone())));
+        Self::of(&request.disks, now(), request.consistency, None, images, slot)
+    }
+
+    pub fn of(
+        disks: &[DiskSpec],
+        taken_at: Timestamp,
+        consistency: Consistency,
+        shortfall: Option<String>,
+        images: Vec<ImageRecord>,
+        slot: OwnedMutexGuard<()>,
+    ) -> Self {
+        let disk = |spec: &DiskSpec| IdleDisk { key: spec.key.clone(), size: spec.size, due: ExtentSet::new() };
+        let disks = disks.iter().map(|spec| (spec.id, disk(spec))).collect();
+        Self { taken_at, consistency, shortfall, disks, images, _slot: slot }
     }
 }
 
@@ -76,7 +81,7 @@ impl FrozenCut for Idle {
     }
 
     fn shortfall(&self) -> Option<&str> {
-        None
+        self.shortfall.as_deref()
     }
 
     fn dirty(&self, disk: DiskId) -> Option<&ExtentSet> {

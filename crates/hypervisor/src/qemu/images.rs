@@ -1,8 +1,35 @@
-//! Images of a VM that is off: what is known of them, and reading them without a QEMU of the VM's.
+//! Images of a VM that is off: what is known of them, and cuts of them without a QEMU of the VM's.
+//!
+//! A VM that is off does not write, so there is nothing to freeze; what must be shown is that nobody else wrote either.
+//!
+//! | known of the image | then |
+//! |---|---|
+//! | its stamp at the base, and that is its stamp now | nothing changed |
+//! | its stamp at the base, and it has another now | somebody changed it: resynchronisation |
+//! | nothing, for the VM was on at the base; it is a qcow2 whose maps cover the base | what the maps hold changed |
+//! | nothing, and no maps | resynchronisation |
+//!
+//! Maps are not rotated meanwhile. They go on holding what they held when the VM is started again, which is too much and
+//! never too little.
 
-use understudy_model::DiskId;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use crate::driver::{CutRequest, DiskInfo, Error, FrozenCut, ImageRecord, Result};
+use async_trait::async_trait;
+use tokio::sync::OwnedMutexGuard;
+use understudy_model::{Consistency, CutNumber, DiskId, DiskSpec, Extent, ExtentSet, Timestamp};
+
+use super::Shared;
+use super::capture::now;
+use super::idle::Idle;
+use crate::driver::{
+    CutRequest, DiskInfo, DiskMaps, DiskReader, Error, FrozenCut, ImageFormat, ImageRecord, ImageStamp, LostTracking,
+    MapInfo, MapOwner, Result,
+};
+use crate::offline::{ImageFacts, OfflineError, StoppedDisk, StoppedDisks, StoppedReader, inspect};
+
+/// Where distributions put the storage daemon; it belongs to the QEMU tools.
+const STORAGE_DAEMONS: &[&str] = &["/usr/bin/qemu-storage-daemon", "/usr/local/bin/qemu-storage-daemon"];
 
 /// The records of disks of a VM that is on: where their images lie. Stamps mean nothing then.
 pub fn records(disks: Vec<(DiskId, DiskInfo)>) -> Vec<ImageRecord> {
@@ -13,6 +40,174 @@ pub fn records(disks: Vec<(DiskId, DiskInfo)>) -> Vec<ImageRecord> {
 }
 
 /// A cut of a VM that no QEMU runs.
-pub async fn cut(_request: CutRequest) -> Result<Box<dyn FrozenCut>> {
-    Err(Error::Busy("the VM is off".into()))
+pub async fn cut(shared: &Shared, request: CutRequest, slot: OwnedMutexGuard<()>) -> Result<Box<dyn FrozenCut>> {
+    if request.disks.is_empty() {
+        return Err(Error::Misuse("a cut of no disk".into()));
+    }
+    let looks = request.disks.iter().map(|spec| look(spec, &request)).collect::<Result<Vec<_>>>()?;
+    let taken_at = now();
+    let stopped = tokio::task::spawn_blocking(move || looks.into_iter().map(Look::judge).collect::<Result<Vec<_>>>());
+    let stopped = stopped.await.unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()))?;
+    let (consistency, shortfall) = reached(request.consistency);
+    if stopped.iter().all(|disk| disk.unchanged_at.is_some()) {
+        let images = stopped.iter().map(|disk| record(disk, disk.unchanged_at)).collect();
+        return Ok(Box::new(Idle::of(&request.disks, taken_at, consistency, shortfall, images, slot)));
+    }
+    let directory = shared.config.runtime_dir.join("stopped");
+    let disks = StoppedDisks::open(storage_daemon()?, &directory, &stopped).await?;
+    for spec in &request.disks {
+        let found = disks.reader(spec.id).map_or(0, DiskReader::size);
+        if found != spec.size {
+            disks.close().await;
+            return Err(Error::Resized { disk: spec.key.clone(), expected: spec.size, found });
+        }
+    }
+    let images = stopped.iter().map(|disk| record(disk, disks.stamp(disk.disk))).collect();
+    Ok(Box::new(StoppedCut { disks, taken_at, consistency, shortfall, images, _slot: slot }))
+}
+
+/// A guest that is off cannot freeze its file systems. If it was shut down it has put them in order itself, but nobody
+/// knows whether it was.
+fn reached(asked: Consistency) -> (Consistency, Option<String>) {
+    match asked {
+        Consistency::Application => (Consistency::Standard, Some("the VM is off".into())),
+        asked => (asked, None),
+    }
+}
+
+fn record(disk: &StoppedDisk, stamp: Option<ImageStamp>) -> ImageRecord {
+    ImageRecord { disk: disk.disk, path: disk.path.clone(), format: disk.format, stamp }
+}
+
+fn storage_daemon() -> Result<&'static Path> {
+    let found = STORAGE_DAEMONS.iter().map(Path::new).find(|path| path.exists());
+    found.ok_or_else(|| Error::Unsupported {
+        what: "the VM is off, and qemu-storage-daemon, which reads its images, is not installed".into(),
+        remedy: "install the QEMU tools (Debian: qemu-utils or qemu-system-common)".into(),
+    })
+}
+
+/// One image to be looked at.
+struct Look {
+    spec: DiskSpec,
+    record: ImageRecord,
+    owner: MapOwner,
+    base: CutNumber,
+}
+
+fn look(spec: &DiskSpec, request: &CutRequest) -> Result<Look> {
+    let record = request.images.iter().find(|image| image.disk == spec.id);
+    let record = record.cloned().ok_or_else(|| Error::DiskMissing {
+        disk: spec.key.clone(),
+        why: "the VM is off, and no cut has told where its image lies".into(),
+    })?;
+    Ok(Look { spec: spec.clone(), record, owner: request.owner, base: request.base })
+}
+
+impl Look {
+    /// Decides from where the changes of this disk are to be known. Blocking.
+    fn judge(self) -> Result<StoppedDisk> {
+        let Look { spec, record, owner, base } = self;
+        if is_locked(&record.path) {
+            let path = record.path.display();
+            return Err(Error::Busy(format!("some process uses {path}, but no QEMU answers at the monitor")));
+        }
+        let facts = inspect(&record.path, record.format)
+            .map_err(|err| Error::from(OfflineError::Image { key: spec.key.clone(), err }))?;
+        let mut disk = StoppedDisk {
+            disk: spec.id,
+            key: spec.key.clone(),
+            path: record.path,
+            format: record.format,
+            maps: Vec::new(),
+            unchanged_at: record.stamp,
+        };
+        match record.stamp {
+            Some(stamp) if stamp == facts.stamp => {}
+            None if record.format == ImageFormat::Qcow2 => disk.maps = covering_maps(&spec, &facts, &owner, base)?,
+            _ => return Err(Error::tracking(&spec.key, LostTracking::ChangedWhileOff)),
+        }
+        Ok(disk)
+    }
+}
+
+/// The names of the owner's maps in the image, if they hold everything since `base`.
+fn covering_maps(spec: &DiskSpec, facts: &ImageFacts, owner: &MapOwner, base: CutNumber) -> Result<Vec<String>> {
+    let mut maps = DiskMaps { key: spec.key.clone(), size: spec.size, ..DiskMaps::default() };
+    let mut names = Vec::new();
+    for stored in &facts.bitmaps {
+        let Some((_, number)) = MapOwner::parse(&stored.name).filter(|(other, _)| other == owner) else { continue };
+        names.push(stored.name.clone());
+        maps.maps.push(MapInfo {
+            number,
+            recording: stored.recording,
+            inconsistent: stored.inconsistent,
+            persistent: true,
+            busy: false,
+            granularity: stored.granularity,
+            dirty: 0,
+        });
+    }
+    maps.maps.sort_by_key(|map| map.number);
+    maps.covers(base).map_err(|lost| Error::tracking(&spec.key, lost))?;
+    Ok(names)
+}
+
+/// Whether some process holds a lock on the file, as every QEMU does on the images it uses. Where the kernel's table
+/// names the file system differently than the file does, the answer is no; then the stamps must tell.
+fn is_locked(path: &Path) -> bool {
+    let Ok(found) = std::fs::metadata(path) else { return false };
+    let device = found.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let file = format!(" {major:02x}:{minor:02x}:{} ", found.ino());
+    let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    table.lines().any(|line| line.contains("OFDLCK") && line.contains(&file))
+}
+
+/// An open cut of a VM that is off.
+struct StoppedCut {
+    disks: StoppedDisks,
+    taken_at: Timestamp,
+    consistency: Consistency,
+    shortfall: Option<String>,
+    images: Vec<ImageRecord>,
+    _slot: OwnedMutexGuard<()>,
+}
+
+#[async_trait]
+impl FrozenCut for StoppedCut {
+    fn taken_at(&self) -> Timestamp {
+        self.taken_at
+    }
+
+    fn consistency(&self) -> Consistency {
+        self.consistency
+    }
+
+    fn shortfall(&self) -> Option<&str> {
+        self.shortfall.as_deref()
+    }
+
+    fn dirty(&self, disk: DiskId) -> Option<&ExtentSet> {
+        self.disks.dirty(disk)
+    }
+
+    fn reader(&self, disk: DiskId) -> Option<&dyn DiskReader> {
+        self.disks.reader(disk).map(|reader: &StoppedReader| reader as &dyn DiskReader)
+    }
+
+    async fn done_with(&self, _disk: DiskId, _extent: Extent) {}
+
+    async fn ensure_intact(&self) -> Result<()> {
+        Ok(self.disks.ensure_unchanged().await?)
+    }
+
+    fn images(&self) -> &[ImageRecord] {
+        &self.images
+    }
+
+    async fn release(self: Box<Self>) -> Result<()> {
+        self.disks.close().await;
+        Ok(())
+    }
 }
