@@ -22,7 +22,8 @@
 //! not depend on us getting the processor back; and the guard sends `cont` should we die before QEMU has read it all.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -271,13 +272,24 @@ fn add_filter(spec: &DiskSpec, disk: &Disk, is_narrow: bool) -> Command {
 async fn flush(plan: &Plan<'_>) -> Result<()> {
     let paths: Vec<PathBuf> = plan.disks.iter().filter_map(|(_, disk)| disk.info.path.clone()).collect();
     let flushing = tokio::task::spawn_blocking(move || {
-        for file in paths.iter().filter_map(|path| std::fs::File::open(path).ok()) {
+        for file in paths.iter().filter_map(|path| open_image(path).ok()) {
             // An error here is QEMU's to meet and the guest's to hear of; it changes nothing for the cut.
             let _ = file.sync_data();
         }
     });
     let late = |_| Error::Busy("the host's storage is so slow that stopping the VM would hurt it".into());
     timeout(FLUSH_MAX, flushing).await.map(drop).map_err(late)
+}
+
+/// Opens a file or block device for syncing. The path is what the hypervisor says: opening some other kinds of file
+/// would wait, or do something.
+fn open_image(path: &Path) -> std::io::Result<std::fs::File> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    std::fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(path)
 }
 
 /// Freezes all disks, inside a freeze of the guest's file systems if that was asked for and works.
