@@ -17,6 +17,7 @@ mod offline_real;
 mod programs;
 mod qemu_cut;
 mod qemu_guest;
+mod qemu_hostile;
 mod qemu_off;
 mod qemu_trouble;
 mod qmp_peer;

@@ -401,3 +401,60 @@ async fn a_request_over_what_was_copied_and_what_was_not_is_answered_from_the_in
         }
     }
 }
+
+#[tokio::test]
+async fn scratch_space_is_given_back_as_it_is_read() {
+    for qemu in Qemu::all() {
+        for disks in [&[VIRTIO_QCOW2][..], &[DiskPlan { size: 8 * MIB + 512, ..SCSI_RAW }, VIRTIO_RAW]] {
+            let vm = Vm::start(qemu, disks, &[]);
+            let machine = vm.machine();
+            let (mut model, mut tool) = (Model::blank(&vm), vm.tool().await);
+            machine.begin_tracking(&owner(), &vm.specs(), CutNumber(1)).await.unwrap();
+            model.write(&mut tool, 0, 0, 8 * MIB, 1).await;
+            let cut = machine.cut(request(&vm, 2, 1)).await.unwrap();
+            tool.io(0, "write -q -P 3 0 8M").await;
+            let taken = scratch_taken(&vm);
+            assert!(taken >= 8 * MIB, "{qemu:?}: only {taken} bytes were kept");
+            let mut replica = Replica::blank(&vm);
+            replica.take(&*cut).await.unwrap();
+            model.assert_held_by(&replica);
+            let taken = scratch_taken(&vm);
+            assert!(taken <= 128 << 10, "{qemu:?}: {taken} bytes are still taken");
+            // What is read is no longer guarded either: overwriting it takes nothing.
+            tool.io(0, "write -q -P 2 1M 4M").await;
+            let taken = scratch_taken(&vm);
+            assert!(taken <= 128 << 10, "{qemu:?}: {taken} bytes are taken again");
+            cut.ensure_intact().await.unwrap();
+            cut.release().await.unwrap();
+        }
+    }
+}
+
+/// Bytes that a VM's scratch files take on their file system.
+fn scratch_taken(vm: &Vm) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    vm.scratch_files().iter().map(|file| std::fs::metadata(file).unwrap().blocks() * 512).sum()
+}
+
+#[tokio::test]
+async fn a_qemu_that_cannot_freeze_without_harm_is_refused() {
+    let peer = crate::qmp_peer::Peer::tell(async |mut talk| {
+        talk.greet_as(r#"{"QMP":{"version":{"qemu":{"micro":0,"minor":0,"major":7}},"capabilities":[]}}"#).await;
+        while let Some(command) = talk.hear().await {
+            let answer = match command["execute"].as_str().unwrap() {
+                "query-status" => serde_json::json!({"status": "running"}),
+                _ => serde_json::json!([]),
+            };
+            talk.say_line(serde_json::json!({"return": answer, "id": command["id"]})).await;
+        }
+    });
+    let vm = Vm::start(Qemu::Installed, &[], &[]);
+    let machine = vm.machine_with(|c| c.monitor = peer.socket());
+    for err in [
+        machine.cut(request(&vm, 2, 1)).await.err().unwrap(),
+        machine.begin_tracking(&owner(), &vm.specs(), CutNumber(1)).await.unwrap_err(),
+    ] {
+        assert_eq!(err.kind(), ErrorKind::Operator);
+        assert!(err.to_string().contains("QEMU 7.0.0 cannot") && err.to_string().contains("7.1"), "{err}");
+    }
+}

@@ -42,7 +42,11 @@ impl Talk {
 
     /// As a monitor does: greets and lets the client in.
     pub async fn greet(&mut self) {
-        self.say(format!("{GREETING}\r\n")).await;
+        self.greet_as(GREETING).await;
+    }
+
+    pub async fn greet_as(&mut self, greeting: &str) {
+        self.say(format!("{greeting}\r\n")).await;
         // A client that lost patience in the queue is greeted too.
         let Some(command) = self.hear().await else { return };
         assert_eq!(command["execute"], "qmp_capabilities");
