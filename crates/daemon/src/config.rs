@@ -1,7 +1,7 @@
 //! The configuration of one daemon: a TOML file, with flags of `understudy serve` on top.
 //!
 //! Every key has a default that stands at the field; an unknown key is refused; values carry their units. The
-//! reference page is made from the text at the fields, see [`reference`].
+//! reference page is made from the text at the fields, see [`mod@reference`].
 
 mod reference;
 mod values;

@@ -144,7 +144,7 @@ fn write_image(image: &ImageRecord) -> Option<StoredImage> {
     Some(StoredImage { disk: image.disk.0, path: image.path.clone(), format: image.format.name()?.to_owned(), stamp })
 }
 
-/// Reads what [`write`] wrote. Identity and settings stand elsewhere in the catalogue.
+/// Reads what [`write()`] wrote. Identity and settings stand elsewhere in the catalogue.
 pub fn read(text: &str, id: RelationshipId, settings: Settings) -> Result<Durable, RecordError> {
     let stored: Stored = serde_json::from_str(text)?;
     if stored.version != VERSION {

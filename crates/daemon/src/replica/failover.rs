@@ -6,7 +6,7 @@
 //! commit    overlays are the disks for good ▸ record says committed
 //! ```
 //!
-//! A crash between any two steps is gone on from at the next start ([`resume`]).
+//! A crash between any two steps is gone on from at the next start ([`is_unfinished`] tells).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -70,7 +70,7 @@ pub fn write(durable: &Durable) -> String {
     serde_json::to_string(&stored).expect("plain data with string keys always serialises")
 }
 
-/// Reads what [`write`] wrote. Identity and settings stand elsewhere in the catalogue.
+/// Reads what [`write()`] wrote. Identity and settings stand elsewhere in the catalogue.
 pub fn read(text: &str, id: RelationshipId, settings: Settings) -> Result<Durable, RecordError> {
     let stored: Stored = serde_json::from_str(text)?;
     if stored.version != VERSION {

@@ -1,8 +1,8 @@
 //! The truth about one VM's replica: which cuts it holds, in which files they lie, who may write.
 //!
 //! A chain reads upwards: the base, then links, each standing for one cut and holding one run per changed disk. How
-//! high one stands in it is a [`Height`]. The manifest is replaced as a whole and in one instant ([`file`]); what
-//! it does not name does not exist. Its form on disk is [`format`]'s.
+//! high one stands in it is a [`Height`]. The manifest is replaced as a whole and in one instant ([`mod@file`]); what
+//! it does not name does not exist. Its form on disk is [`mod@format`]'s.
 
 pub(crate) mod file;
 mod format;

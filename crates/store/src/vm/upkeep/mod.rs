@@ -1,6 +1,6 @@
 //! Upkeep: gives back what dropped points held, step by step, in the background.
 //!
-//! Two moves, chosen by [`plan`]: merging neighbouring links between cuts that must stay, and committing the oldest
+//! Two moves, chosen by [`mod@plan`]: merging neighbouring links between cuts that must stay, and committing the oldest
 //! link into the base. Both build what is new beside what is there, make it durable, and put it in place with one
 //! change of the manifest; a step cut short is wholly done or not done after the next opening.
 
