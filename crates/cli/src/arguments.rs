@@ -180,6 +180,8 @@ pub enum Replication {
         #[arg(long, default_value_t = 20, value_name = "N")]
         count: u32,
     },
+    /// Change the settings of a relationship; what is not given stays
+    Modify(Modify),
     /// Pause replication
     Suspend {
         /// Name or identity of the VM
@@ -227,6 +229,25 @@ pub struct Create {
     pub no_compression: bool,
 }
 
+/// Flags of `replication modify`.
+#[derive(Args)]
+pub struct Modify {
+    /// Name or identity of the VM
+    pub name: String,
+    /// Time between two cuts, 1s to 15m
+    #[arg(long, value_name = "SPAN")]
+    pub interval: Option<Span>,
+    /// Recovery points to keep beside the newest state, 0 to 24
+    #[arg(long, value_name = "N")]
+    pub points: Option<u16>,
+    /// How often a cut becomes a recovery point: a span such as 1h, or `cycle` for each
+    #[arg(long, value_name = "SPAN|cycle", value_parser = point_every)]
+    pub point_every: Option<PointEvery>,
+    /// Whether to send and keep data compressed
+    #[arg(long, value_name = "true|false")]
+    pub compression: Option<bool>,
+}
+
 /// How often a cut becomes a recovery point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PointEvery {
@@ -234,6 +255,16 @@ pub enum PointEvery {
     Cycle,
     /// The first after each such span.
     Span(Span),
+}
+
+impl PointEvery {
+    /// As the API has it.
+    pub fn ms(self) -> u64 {
+        match self {
+            PointEvery::Cycle => 0,
+            PointEvery::Span(span) => span.0.0,
+        }
+    }
 }
 
 fn point_every(text: &str) -> Result<PointEvery, String> {

@@ -40,6 +40,12 @@ impl Client {
         self.request(Method::POST, path, Some(body)).await
     }
 
+    /// Asks for something to be replaced.
+    pub async fn put(&self, path: &str, body: &impl serde::Serialize) -> Result<Value, Failure> {
+        let body = serde_json::to_vec(body).context("cannot write the request")?;
+        self.request(Method::PUT, path, Some(body)).await
+    }
+
     /// Asks for something to be done that needs no words.
     pub async fn act(&self, path: &str) -> Result<Value, Failure> {
         self.request(Method::POST, path, None).await

@@ -7,7 +7,7 @@ use serde_json::Value;
 use understudy_daemon::faces::rest::types;
 
 use super::Session;
-use crate::arguments::{Create, PointEvery, Replication};
+use crate::arguments::{Create, Modify, PointEvery, Replication};
 use crate::client::{path, read};
 use crate::failure::Failure;
 use crate::{follow, show};
@@ -31,6 +31,7 @@ impl Session {
                 })
             }
             Replication::History { name, count } => self.history(&name, count).await,
+            Replication::Modify(modify) => self.replication_modify(modify).await,
             Replication::Suspend { name } => self.act(&name, "suspend", "is paused").await,
             Replication::Resume { name } => self.act(&name, "resume", "goes on").await,
             Replication::Stop { name } => self.act(&name, "stop", "is ready to be started anew").await,
@@ -47,10 +48,7 @@ impl Session {
             peer: create.to.clone(),
             interval_ms: create.interval.map(|span| span.0.0),
             points: create.points,
-            point_every_ms: create.point_every.map(|every| match every {
-                PointEvery::Cycle => 0,
-                PointEvery::Span(span) => span.0.0,
-            }),
+            point_every_ms: create.point_every.map(PointEvery::ms),
             application_consistent_every_ms: None,
             compression: create.no_compression.then_some(false),
             excluded_disks: create.exclude_disk,
@@ -77,6 +75,22 @@ impl Session {
             }
             Ok(())
         })
+    }
+
+    async fn replication_modify(&self, modify: Modify) -> Result<(), Failure> {
+        let name = &modify.name;
+        let now: types::Relationship = read(&self.client.get(&path(RELATIONSHIPS, name, "")).await?)?;
+        let old = now.settings;
+        let request = types::SettingsUpdate {
+            interval_ms: modify.interval.map_or(old.interval_ms, |span| span.0.0),
+            points: modify.points.unwrap_or(old.points),
+            point_every_ms: modify.point_every.map_or(old.point_every_ms, PointEvery::ms),
+            application_consistent_every_ms: old.application_consistent_every_ms,
+            compression: modify.compression.unwrap_or(old.compression),
+            excluded_disks: old.excluded_disks,
+        };
+        let answer = self.client.put(&path(RELATIONSHIPS, name, "/settings"), &request).await?;
+        self.carry(answer, &format!("The settings of VM {name} are changed.")).await
     }
 
     async fn act(&self, name: &str, verb: &str, said: &str) -> Result<(), Failure> {

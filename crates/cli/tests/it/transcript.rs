@@ -70,6 +70,8 @@ async fn a_primary_from_the_first_command_to_the_last() {
     seen.run(&primary, "replication status").await;
     seen.run(&primary, "replication status web").await;
     seen.run(&primary, "replication history web").await;
+    seen.run(&primary, "replication modify web --interval 20m").await;
+    seen.run(&primary, "replication modify web --interval 1m --points 3").await;
     seen.run(&primary, "replication suspend web").await;
     seen.run(&primary, "replication suspend web").await;
     seen.run(&primary, "replication resume web").await;
