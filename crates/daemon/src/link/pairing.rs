@@ -158,14 +158,16 @@ impl Pairing {
             return Err(Refusal::new(ReturnCode::AccessDenied, "the invitation is not known here")
                 .hint("make a new one on the host that is to be joined: understudy peer invite"));
         };
-        self.give_attempt_back();
         match invite.used_at {
             Some(_) => Err(used_up()),
             None if invite.expires_at <= self.clock.wall() => {
                 Err(Refusal::new(ReturnCode::AccessDenied, "the invitation has expired")
                     .hint("make a new one on the host that is to be joined: understudy peer invite"))
             }
-            None => Ok(given),
+            None => {
+                self.give_attempt_back();
+                Ok(given)
+            }
         }
     }
 
