@@ -280,6 +280,7 @@ pub async fn run(config: Config, assembly: &dyn Assembly) -> Result<(), ServiceE
     let mut terminate = signal(SignalKind::terminate()).map_err(taken)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(taken)?;
     log_panics();
+    no_core_dumps();
     let daemon = Daemon::start(config, assembly).await?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -291,6 +292,15 @@ pub async fn run(config: Config, assembly: &dyn Assembly) -> Result<(), ServiceE
         _ = interrupt.recv() => tracing::warn!("stopped at once by a second signal"),
     }
     Ok(())
+}
+
+/// Keys and guests' data must not end up in a file of the system's choosing.
+fn no_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(err) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%err, "core dumps cannot be switched off");
+    }
 }
 
 /// A panic is our bug: it ends the task it is in, and must be heard of.
