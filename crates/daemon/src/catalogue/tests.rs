@@ -313,6 +313,28 @@ async fn each_start_is_counted_and_the_first_identity_stays() {
     assert_eq!(second, HostRecord { peer: PeerId([1; 32]), made_at: Timestamp(4), starts: 2 });
 }
 
+#[tokio::test]
+async fn a_full_disk_refuses_changes_keeps_what_was_told_and_is_got_over() {
+    let place = Place::new();
+    let catalogue = place.open();
+    catalogue.add_vm(vm(1, "before")).await.unwrap();
+    let limit = |pages: i64| {
+        catalogue.write(move |c| {
+            c.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0))
+                .map_err(CatalogueError::doing("limit the file"))
+        })
+    };
+    // SQLite never goes below what the file has already.
+    limit(1).await.unwrap();
+    let large = |n: u128| VmRecord { definition: Some("x".repeat(200_000)), ..vm(n, &format!("large-{n}")) };
+    let refused = catalogue.add_vm(large(2)).await.unwrap_err();
+    assert_eq!(refused.kind(), understudy_model::ErrorKind::Operator);
+    assert_eq!(refused.refusal().hint, "free space in the state directory");
+    assert_eq!(catalogue.vms().await.unwrap(), vec![vm(1, "before")], "nothing of the refused change stays");
+    limit(1 << 30).await.unwrap();
+    catalogue.add_vm(large(2)).await.unwrap();
+}
+
 fn bytes(path: &std::path::Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }

@@ -121,8 +121,10 @@ impl Listener {
             match accepted {
                 Ok((stream, remote)) => door.take(stream, remote),
                 Err(err) => {
-                    if (door.stats.starved.inc() + 1).is_power_of_two() {
-                        tracing::warn!(%err, "connection of a host cannot be accepted");
+                    let times = door.stats.starved.inc() + 1;
+                    // Again and again while the cause lasts; told less and less often.
+                    if times.is_power_of_two() {
+                        tracing::warn!(%err, times, "connection of a host cannot be accepted");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }

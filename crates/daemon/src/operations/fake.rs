@@ -98,7 +98,7 @@ impl OwnerFactory for FakeOwners {
             Side::Primary => State::Ready,
             Side::Replica => State::Replicating,
         };
-        let inner = Inner { state, held: None, refuse_next: None };
+        let inner = Inner { state, held: None, refuse_next: None, panic_next: false };
         let owner = FakeOwner { record, exit, catalogue: self.catalogue.clone(), inner: Mutex::new(inner) };
         let owner = Arc::new(owner);
         lock(&self.owners).insert(owner.record.id, owner.clone());
@@ -118,6 +118,7 @@ struct Inner {
     state: State,
     held: Option<JobHandle>,
     refuse_next: Option<Refusal>,
+    panic_next: bool,
 }
 
 impl FakeOwner {
@@ -138,6 +139,11 @@ impl FakeOwner {
         lock(&self.inner).refuse_next = Some(refusal);
     }
 
+    /// Panics over whatever is asked next.
+    pub fn panic_next(&self) {
+        lock(&self.inner).panic_next = true;
+    }
+
     /// Shows another state.
     pub fn set_state(&self, state: State) {
         lock(&self.inner).state = state;
@@ -156,6 +162,7 @@ impl FakeOwner {
 
     fn accept(&self, command: &Command) -> Result<(), Refusal> {
         let mut inner = lock(&self.inner);
+        assert!(!std::mem::take(&mut inner.panic_next), "a fault that was asked for");
         if let Some(refusal) = inner.refuse_next.take() {
             return Err(refusal);
         }

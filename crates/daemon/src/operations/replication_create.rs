@@ -5,6 +5,7 @@ use understudy_model::settings::PointEvery;
 use understudy_model::{DiskId, Millis, Refusal, RelationshipId, ReturnCode, Settings};
 
 use super::owner::{Answer, Command};
+use super::replication_start::not_yet;
 use super::resolve::quoted;
 use super::{Done, Operate, Operations, Permit, invalid, to_the_end};
 use crate::catalogue::{NewRelationship, Side, VmRecord};
@@ -53,7 +54,10 @@ impl Operations {
         _permit: &Permit<Operate>,
         request: ReplicationCreate,
     ) -> Result<Done<RelationshipId>, Refusal> {
-        let vm = self.find_vm(&request.vm).await?;
+        let vm = match self.find_vm(&request.vm).await {
+            Ok(vm) => vm,
+            Err(unknown) => return Err(self.extension(&request.vm).await.unwrap_or(unknown)),
+        };
         let peer = self.find_peer(&request.peer)?;
         let settings = settings(&request, &vm)?;
         let new = NewRelationship {
@@ -67,6 +71,13 @@ impl Operations {
         };
         let this = self.clone();
         to_the_end(async move { this.replication_create_now(new).await }).await
+    }
+
+    /// For a VM that is a replica here, the call means to extend it to a third host.
+    async fn extension(&self, vm: &str) -> Option<Refusal> {
+        let id = self.find_relationship(vm, 0).await.ok()?;
+        self.parts.registry.get(id).filter(|owner| owner.report().side == Side::Replica)?;
+        Some(not_yet("extending a replica to a third host"))
     }
 
     async fn replication_create_now(&self, new: NewRelationship) -> Result<Done<RelationshipId>, Refusal> {

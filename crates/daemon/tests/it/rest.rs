@@ -336,6 +336,94 @@ async fn a_failover_is_recorded_before_it_happens_and_with_its_outcome() {
 }
 
 #[tokio::test]
+async fn a_panic_over_one_call_leaves_everything_else_alone() {
+    let (_site, host) = one().await;
+    let (first, second) = (host.add_replica(1, "web").await, host.add_replica(2, "db").await);
+    host.owners.get(first).unwrap().panic_next();
+    let answer = host.post("/api/v1/relationships/web/suspend", Value::Null).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::INTERNAL_SERVER_ERROR, 32771));
+    host.owners.get(second).unwrap().panic_next();
+    let answer = host.post("/api/v1/relationships/db/failover/start", Value::Null).await;
+    assert_eq!(answer.code(), 32771);
+    host.post("/api/v1/relationships/web/suspend", Value::Null).await.good();
+    assert_eq!(host.get("/api/v1/relationships").await.good().as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_replica_cannot_be_extended_yet_and_says_so() {
+    let (_site, host) = one().await;
+    host.add_replica(1, "web").await;
+    let answer = host.post("/api/v1/relationships", json!({ "vm": "web", "peer": "third" })).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::NOT_IMPLEMENTED, 32770));
+}
+
+/// What comes back for bytes as they are, until the connection ends.
+async fn spoken(host: &Running, bytes: &[u8]) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::UnixStream::connect(&host.socket).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    soon("the connection's end", stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn ambiguous_http_is_refused() {
+    let (_site, host) = one().await;
+    let cases: [&[u8]; 5] = [
+        b"POST /api/v1/vms HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        b"POST /api/v1/vms HTTP/1.1\r\nhost: x\r\ncontent-length: +2\r\n\r\n{}",
+        b"POST /api/v1/vms HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+        b"GET /api/v1/vms HTTP/1.1\r\nhost: x\r\nfolded: a\r\n b\r\n\r\n",
+        b"GET /api/v1/vms HTTP/1.1\r\nhost : x\r\n\r\n",
+    ];
+    for bytes in cases {
+        let answer = spoken(&host, bytes).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{bytes:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_comes_to_no_end_is_given_up() {
+    let mut site = Site::new("alpha");
+    site.config.api.request_time_limit = understudy_daemon::config::Span::secs(1);
+    let host = site.start().await;
+    let head = spoken(&host, b"GET /api/v1/vms HTTP/1.1\r\nhost: x\r\n").await;
+    assert!(!head.contains("200 OK"), "{head}");
+    let body = spoken(&host, b"POST /api/v1/vms HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{").await;
+    assert!(body.starts_with("HTTP/1.1 504"), "{body}");
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_are_turned_away_and_the_rest_served() {
+    let mut site = Site::new("alpha");
+    site.config.api.connections_max = 4;
+    let host = site.start().await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::UnixStream::connect(&host.socket).await.unwrap();
+        stream.write_all(b"GET /api/v1/jobs HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 15];
+        soon("an answer", stream.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        held.push(stream);
+    }
+    let turned_away = spoken(&host, b"").await;
+    assert_eq!(turned_away, "");
+    held.clear();
+    soon("room", async {
+        loop {
+            let answer = spoken(&host, b"GET /api/v1/jobs HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+            if answer.starts_with("HTTP/1.1 200 OK") {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn two_replicas_of_one_name_are_told_apart_by_identity() {
     let (_site, host) = one().await;
     let (first, second) = (host.add_replica(1, "web").await, host.add_replica(2, "web").await);

@@ -96,6 +96,7 @@ impl Server {
         let router = limited(router, metrics, &config);
         let places = Arc::new(Semaphore::new(config.connections_max));
         let (tasks, own) = (TaskTracker::new(), rustix::process::geteuid().as_raw());
+        let mut starved = 0u64;
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -104,7 +105,11 @@ impl Server {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(err) => {
-                    tracing::warn!(%err, "connection to the API cannot be accepted");
+                    starved += 1;
+                    // Again and again while the cause lasts; told less and less often.
+                    if starved.is_power_of_two() {
+                        tracing::warn!(%err, times = starved, "connection to the API cannot be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
