@@ -26,7 +26,15 @@ const BATCH_MAX: usize = 64;
 /// What a step tells its caller, once it is known whether the commit succeeded.
 type Reply = Box<dyn FnOnce(Result<(), CommitFailure>) + Send>;
 /// Runs a call and says whether its changes are to be kept; without a connection it only tells its caller why.
-type Step = Box<dyn FnOnce(Result<&Connection, CommitFailure>) -> Option<(bool, Reply)> + Send>;
+type Step = Box<dyn FnOnce(Result<&Connection, CommitFailure>) -> Option<(Verdict, Reply)> + Send>;
+
+/// What becomes of a call's changes.
+#[derive(Debug)]
+enum Verdict {
+    Keep,
+    /// The call failed, by the database's fault if there is an error.
+    Undo(Option<Arc<rusqlite::Error>>),
+}
 
 /// Why a batch was not made durable.
 #[derive(Debug, Clone)]
@@ -80,11 +88,17 @@ impl Thread {
                 }
             };
             let result = catch_unwind(AssertUnwindSafe(|| call(connection))).unwrap_or(Err(CatalogueError::Panicked));
-            let keep = result.is_ok();
-            let reply = move |commit: Result<(), CommitFailure>| {
-                tell(commit.map_err(|CommitFailure(err)| CatalogueError::Commit(err)).and(result));
+            let verdict = match &result {
+                Ok(_) => Verdict::Keep,
+                Err(CatalogueError::Statement { err, .. }) => Verdict::Undo(Some(err.clone())),
+                Err(_) => Verdict::Undo(None),
             };
-            Some((keep, Box::new(reply)))
+            let reply = move |commit: Result<(), CommitFailure>| {
+                let commit = commit.map_err(|CommitFailure(err)| CatalogueError::Commit(err));
+                // The call's own failure says more than what became of the batch.
+                tell(result.and_then(|value| commit.map(|()| value)));
+            };
+            Some((verdict, Box::new(reply)))
         });
         self.queue.send(step).await.map_err(|_| CatalogueError::Closed)?;
         outcome.await.map_err(|_| CatalogueError::Closed)?
@@ -121,7 +135,7 @@ fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Step>, commit
 /// Runs the steps and commits once; then every caller hears how it went.
 fn write_batch(connection: &mut Connection, mut steps: impl Iterator<Item = Step>) -> Result<(), CommitFailure> {
     let mut replies = Vec::with_capacity(BATCH_MAX);
-    let outcome = run_batch(connection, &mut steps, &mut replies).map_err(|err| CommitFailure(Arc::new(err)));
+    let outcome = run_batch(connection, &mut steps, &mut replies).map_err(CommitFailure);
     replies.into_iter().for_each(|reply| reply(outcome.clone()));
     outcome.inspect_err(|failure| refuse(steps, failure))
 }
@@ -130,18 +144,22 @@ fn run_batch(
     connection: &mut Connection,
     steps: &mut impl Iterator<Item = Step>,
     replies: &mut Vec<Reply>,
-) -> rusqlite::Result<()> {
+) -> Result<(), Arc<rusqlite::Error>> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for step in steps {
         let mut savepoint = transaction.savepoint()?;
-        let Some((keep, reply)) = step(Ok(&savepoint)) else { continue };
+        let Some((verdict, reply)) = step(Ok(&savepoint)) else { continue };
         replies.push(reply);
-        if !keep {
-            savepoint.rollback()?;
+        match verdict {
+            Verdict::Keep => {}
+            // SQLite itself gives the whole transaction up over a full disk or an I/O error
+            // (https://www.sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
+            Verdict::Undo(Some(err)) if savepoint.is_autocommit() => return Err(err),
+            Verdict::Undo(_) => savepoint.rollback()?,
         }
         savepoint.commit()?;
     }
-    transaction.commit()
+    Ok(transaction.commit()?)
 }
 
 fn refuse(steps: impl Iterator<Item = Step>, failure: &CommitFailure) {
