@@ -160,6 +160,25 @@ fn entries_that_contradict_the_tables_are_found_although_their_hashes_fit() {
 }
 
 #[test]
+fn entries_out_of_order_are_found_although_their_hashes_fit() {
+    let original = sample();
+    let entry = |number: usize| original.len() - 192 - 2 * 40 - (293 - number) * 64;
+    let forged = |change: &dyn Fn(&mut [u8])| {
+        let mut bytes = original.clone();
+        change(&mut bytes);
+        named(&fuzzing::forge(&bytes).expect("the footer is as it was"))
+    };
+    let swap = |bytes: &mut [u8], one: usize, other: usize| {
+        (0..64).for_each(|byte| bytes.swap(entry(one) + byte, entry(other) + byte));
+    };
+    assert_eq!(forged(&|_| {}), None);
+    assert_eq!(forged(&|bytes| swap(bytes, 0, 1)), Some(Part::Page { number: 0 }), "within a page");
+    assert_eq!(forged(&|bytes| swap(bytes, 0, 256)), Some(Part::Directory), "from page to page");
+    let over_the_edge = |bytes: &mut [u8]| bytes.copy_within(entry(255)..entry(255) + 8, entry(256));
+    assert_eq!(forged(&over_the_edge), Some(Part::Page { number: 0 }), "a page that reaches into the next");
+}
+
+#[test]
 fn the_corpus_does_no_harm() {
     let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
     let replay = |target: &str, entry: fn(&[u8])| {
