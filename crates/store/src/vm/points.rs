@@ -123,6 +123,19 @@ impl VmStore {
         })
     }
 
+    /// Makes cuts recovery points no longer, as [`VmStore::retain`] does, but only those listed: a point that was sealed
+    /// since the caller looked is not touched. Locked ones stay, and what is gone already is passed over.
+    pub fn drop_points(&self, points: &[PointId]) -> Result<(), PointError> {
+        self.change(Space::Reserved, |m| {
+            for height in m.heights().collect::<Vec<_>>() {
+                let record = m.record_mut(height).expect("a height of the chain has a record");
+                record.kept &= record.locked || !points.contains(&record.cut.point());
+            }
+            drop_closed_definitions(m);
+            Ok(())
+        })
+    }
+
     /// Locks a point against being dropped, or ends its lock. Whether a lock's time is over is decided elsewhere.
     pub fn set_locked(&self, point: PointId, locked: bool) -> Result<(), PointError> {
         self.change(Space::Reserved, |m| {

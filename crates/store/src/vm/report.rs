@@ -5,6 +5,8 @@ use understudy_model::{Cut, DiskId, DiskSpec, Generation, SessionNumber, VmId};
 use super::VmStore;
 use super::failover::FailoverReport;
 use super::points::PointReport;
+use crate::error::{At, FileError};
+use crate::files::{Access, EntryKind};
 use crate::manifest::Link;
 
 /// A replica, as it is durable.
@@ -41,6 +43,28 @@ pub struct VmReport {
 }
 
 impl VmStore {
+    /// Bytes of disk space that the replica takes, overlays and what is arriving included. Looks at every file.
+    pub fn disk_usage(&self) -> Result<u64, FileError> {
+        self.usage_of("")
+    }
+
+    fn usage_of(&self, dir: &str) -> Result<u64, FileError> {
+        let mut bytes = 0;
+        for entry in self.place.list_if_there(dir)? {
+            let path = if dir.is_empty() { entry.name } else { format!("{dir}/{}", entry.name) };
+            bytes += match entry.kind {
+                EntryKind::Dir => self.usage_of(&path)?,
+                EntryKind::Other => 0,
+                // What was unlinked between the listing and now takes nothing.
+                EntryKind::File => match self.place.open_if_there(&path, Access::Read)? {
+                    Some(file) => file.allocated().at("measure", &self.place.path(&path))?,
+                    None => 0,
+                },
+            };
+        }
+        Ok(bytes)
+    }
+
     /// The replica as it is now.
     pub fn report(&self) -> VmReport {
         let m = self.manifest();

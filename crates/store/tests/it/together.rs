@@ -207,6 +207,30 @@ fn retention_keeps_the_newest_the_locked_and_what_is_in_use() {
 }
 
 #[test]
+fn dropping_points_by_name_leaves_those_that_came_since() {
+    let (files, _store, vm, mut primary, cuts) = world(4);
+    vm.set_locked(cuts[1].0.point(), true).unwrap();
+    let late = primary.replicate(&vm, true);
+    let gone = understudy_model::CutDigest([9; 32]).point();
+    vm.drop_points(&[cuts[0].0.point(), cuts[1].0.point(), cuts[3].0.point(), gone]).unwrap();
+    primary.write(0, 0, 4096, 800);
+    let newest = primary.replicate(&vm, false);
+    upkeep(&vm);
+    let kept: Vec<_> = vm.points().iter().map(|p| p.cut.id.digest).collect();
+    assert_eq!(kept, [cuts[1].0, cuts[2].0, late.id.digest, newest.id.digest]);
+    assert!(images_of(&files, &vm, cuts[2].0.point()) == cuts[2].1);
+}
+
+#[test]
+fn space_in_use_is_counted_over_all_files() {
+    let (files, store, vm, primary, _cuts) = world(3);
+    let before = files.used();
+    assert_eq!(vm.disk_usage().unwrap(), before);
+    store.remove(primary.vm, Removal::DestroyPoints).unwrap();
+    assert_eq!(files.used(), 0);
+}
+
+#[test]
 fn the_newest_state_can_become_a_point_later_and_a_hidden_one_cannot() {
     let (_files, _store, vm, mut primary, _cuts) = world(1);
     primary.write(0, 0, 4096, 200);
