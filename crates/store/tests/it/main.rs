@@ -10,6 +10,7 @@ mod damage;
 mod failures;
 mod full;
 mod model;
+mod power;
 mod qemu;
 mod receive;
 mod together;
