@@ -41,7 +41,9 @@ pub fn check() -> Result<()> {
 
 fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut command = Command::new("git");
-    command.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root);
+    // A checkout may belong to another user than the one who builds it.
+    command.args(["-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    command.current_dir(root);
     let output = command.output().context("cannot ask git for the files")?;
     if !output.status.success() {
         bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr));
