@@ -114,6 +114,21 @@ impl DiskMaps {
         }
         Ok(())
     }
+
+    /// Whether the maps are those of the image as it was at the base, or of a later state. An image that was put back to
+    /// an earlier state brings its earlier maps along, and those know nothing of the way back. `youngest` is what was
+    /// recorded with the base: each cut that carries something begins a map, so an earlier state has only older ones.
+    pub fn reaches(&self, youngest: Option<CutNumber>) -> Result<(), LostTracking> {
+        match (youngest, self.youngest()) {
+            (Some(expected), Some(found)) if found < expected => Err(LostTracking::PutBack { expected, found }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The number of the youngest map.
+    pub fn youngest(&self) -> Option<CutNumber> {
+        self.maps.last().map(|map| map.number)
+    }
 }
 
 /// The maps of one owner on all disks of a VM.
@@ -174,6 +189,14 @@ pub enum LostTracking {
     TooFragmented {
         /// The bound.
         limit: usize,
+    },
+    /// The image is an earlier state of itself.
+    #[error("an earlier state of the image was put back: its youngest map is {found}, and {expected} had begun")]
+    PutBack {
+        /// The youngest map that had begun.
+        expected: CutNumber,
+        /// The youngest one there is.
+        found: CutNumber,
     },
     /// The image was changed while no hypervisor was tracking it, or nothing shows that it was not.
     #[error("the image may have been changed while the VM was off")]
@@ -247,6 +270,15 @@ mod tests {
         assert_eq!(set.covers(CutNumber(8)), Ok(()));
         let young = LostTracking::TooYoung { oldest: CutNumber(7), base: CutNumber(6) };
         assert_eq!(set.covers(CutNumber(6)), Err(young));
+    }
+
+    #[test]
+    fn an_image_that_was_put_back_has_only_older_maps() {
+        let set = maps(&[map(3), MapInfo { recording: true, ..map(7) }]);
+        assert_eq!(set.reaches(None), Ok(()));
+        assert_eq!(set.reaches(Some(CutNumber(7))), Ok(()));
+        let put_back = LostTracking::PutBack { expected: CutNumber(8), found: CutNumber(7) };
+        assert_eq!(set.reaches(Some(CutNumber(8))), Err(put_back));
     }
 
     #[test]

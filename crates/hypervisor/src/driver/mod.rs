@@ -157,7 +157,7 @@ pub struct CutRequest {
     pub consistency: Consistency,
     /// Most scratch space the cut may take, in bytes over all disks. Beyond it the cut ends; the guest goes on.
     pub scratch_limit: u64,
-    /// What was last known of the images, for a VM that is off.
+    /// What was known of the images at the base: for a VM that is off, and to notice an image that was put back.
     pub images: Vec<ImageRecord>,
 }
 
@@ -244,6 +244,9 @@ pub struct ImageRecord {
     pub format: ImageFormat,
     /// Taken with the VM off at the cut this record belongs to; `None` if the VM was not off then.
     pub stamp: Option<ImageStamp>,
+    /// The youngest map on the disk after that cut. Should the image bear only older ones later, then an earlier state
+    /// of it was put back. `None` where that is not known.
+    pub map: Option<CutNumber>,
 }
 
 /// Tells one state of an image file from another without reading it. Equal stamps mean unchanged, as far as the host's

@@ -268,7 +268,8 @@ impl FakeVm {
     fn record(&self, disk: DiskId, at: usize) -> ImageRecord {
         let found = &self.disks[at];
         let stamp = (self.power == Power::Off).then(|| found.stamp());
-        ImageRecord { disk, path: found.path(), format: found.format(), stamp }
+        // Nobody puts the images of this VM back.
+        ImageRecord { disk, path: found.path(), format: found.format(), stamp, map: None }
     }
 
     fn due_while_on(&self, request: &CutRequest, found: &[(DiskId, usize)]) -> Result<Vec<ExtentSet>> {

@@ -43,7 +43,7 @@ use super::server::{add_export, own_socket, socket, start};
 use super::tidy::set_drive;
 use super::tracking::{MAPS_MAX, add_map, add_passing_map, disable_map, merge_maps, transaction};
 use super::{IOTHREAD_VERSION_MIN, Shared, freeze, images};
-use crate::driver::{CutRequest, Error, FrozenCut, LostTracking, Result};
+use crate::driver::{CutRequest, Error, FrozenCut, ImageRecord, LostTracking, Result};
 use crate::guard::{Duty, Watch};
 use crate::qmp::{Command, Monitor, Refused};
 
@@ -97,14 +97,16 @@ async fn ready(shared: &Shared, monitor: &mut Monitor, request: &CutRequest) -> 
     }
     for spec in &request.disks {
         let disk = found.find(spec)?;
-        check_disk(disk, &found, request)?;
+        let known = request.images.iter().find(|image| image.disk == spec.id);
+        check_disk(disk, &found, request, known)?;
     }
     Ok(found)
 }
 
-fn check_disk(disk: &Disk, survey: &Survey, request: &CutRequest) -> Result<()> {
+fn check_disk(disk: &Disk, survey: &Survey, request: &CutRequest, known: Option<&ImageRecord>) -> Result<()> {
     let maps = disk.maps_of(&request.owner);
     maps.covers(request.base).map_err(|lost| disk.lost(lost))?;
+    maps.reaches(known.and_then(|image| image.map)).map_err(|lost| disk.lost(lost))?;
     if maps.maps.iter().any(|m| m.number == request.number) {
         return Err(disk.lost(LostTracking::NumberTaken { number: request.number }));
     }
@@ -175,7 +177,7 @@ pub struct Taken {
     pub consistency: Consistency,
     pub shortfall: Option<String>,
     pub disks: HashMap<DiskId, FrozenDisk>,
-    pub images: Vec<crate::driver::ImageRecord>,
+    pub images: Vec<ImageRecord>,
     pub scratch: Vec<Scratch>,
     pub scratch_limit: u64,
     /// Whether the filters guard only what is due.
@@ -193,7 +195,7 @@ async fn take(shared: &Shared, monitor: &mut Monitor, plan: &Plan<'_>, request: 
         consistency: achieved(request.consistency, shortfall.is_some()),
         shortfall,
         disks,
-        images: images::records(plan.each(|spec, disk| (spec.id, disk.info.clone()))),
+        images: images::records(plan.each(|spec, disk| (spec.id, disk.info.clone(), Some(request.number)))),
         scratch,
         scratch_limit: request.scratch_limit,
         is_narrow: plan.is_narrow,

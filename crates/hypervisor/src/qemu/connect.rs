@@ -42,12 +42,10 @@ impl Shared {
         }
     }
 
-    /// A connection to the monitor of a VM that must be on.
-    pub async fn monitor(&self) -> Result<Session<'_>> {
-        let turn = self.turn.lock().await;
-        let monitor = Monitor::connect(&self.config.monitor, self.config.patience).await;
-        let monitor = monitor.map_err(|err| failed("reach the VM", err))?;
-        Ok(Session { monitor, _turn: turn })
+    /// A connection to the monitor of a VM that must be on for this.
+    pub async fn monitor_to(&self, what: &str) -> Result<Session<'_>> {
+        let monitor = self.try_monitor().await?;
+        monitor.ok_or_else(|| Error::Busy(format!("the VM is off: to {what} waits until it is started")))
     }
 }
 

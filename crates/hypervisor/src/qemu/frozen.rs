@@ -259,7 +259,8 @@ impl Inner {
 
     /// Whether each disk's requests still go through our filter.
     async fn check_filters(&self) -> Result<()> {
-        let mut monitor = self.shared.monitor().await?;
+        let monitor = self.shared.try_monitor().await?;
+        let mut monitor = monitor.ok_or_else(|| Error::CutEnded("the VM was shut down".into()))?;
         let blocks = execute(&mut monitor, "list its disks", Command::bare("query-block")).await?;
         let roots: Vec<_> = list(&blocks).iter().map(|b| text(b, "/inserted/node-name")).collect();
         for (id, disk) in self.disks.iter().filter(|(_, disk)| disk.source.is_some()) {

@@ -9,6 +9,7 @@ use tokio::sync::OwnedMutexGuard;
 use understudy_model::{Consistency, DiskId, DiskSpec, Extent, ExtentSet, Timestamp};
 
 use super::capture::{Plan, now};
+use super::disks::Disk;
 use super::images;
 use crate::driver::{Content, CutRequest, DiskReader, Error, FrozenCut, ImageRecord, Result};
 
@@ -31,7 +32,8 @@ struct IdleDisk {
 
 impl Idle {
     pub fn new(plan: &Plan<'_>, request: &CutRequest, slot: OwnedMutexGuard<()>) -> Self {
-        let images = images::records(plan.each(|spec, disk| (spec.id, disk.info.clone())));
+        let youngest = |disk: &Disk| disk.maps_of(&request.owner).youngest();
+        let images = images::records(plan.each(|spec, disk| (spec.id, disk.info.clone(), youngest(disk))));
         Self::of(&request.disks, now(), request.consistency, None, images, slot)
     }
 

@@ -7,7 +7,7 @@
 //! | its stamp at the base, and that is its stamp now | nothing changed |
 //! | its stamp at the base, and it has another now | somebody changed it: resynchronisation |
 //! | nothing, for the VM was on at the base; it is a qcow2 whose maps cover the base | what the maps hold changed |
-//! | nothing, and no maps | resynchronisation |
+//! | nothing, and no maps, or older ones than had begun at the base | resynchronisation |
 //!
 //! Maps are not rotated meanwhile. They go on holding what they held when the VM is started again, which is too much and
 //! never too little.
@@ -32,9 +32,9 @@ use crate::offline::{ImageFacts, OfflineError, StoppedDisk, StoppedDisks, Stoppe
 const STORAGE_DAEMONS: &[&str] = &["/usr/bin/qemu-storage-daemon", "/usr/local/bin/qemu-storage-daemon"];
 
 /// The records of disks of a VM that is on: where their images lie. Stamps mean nothing then.
-pub fn records(disks: Vec<(DiskId, DiskInfo)>) -> Vec<ImageRecord> {
-    let record = |(disk, info): (DiskId, DiskInfo)| {
-        Some(ImageRecord { disk, path: info.path?, format: info.format, stamp: None })
+pub fn records(disks: Vec<(DiskId, DiskInfo, Option<CutNumber>)>) -> Vec<ImageRecord> {
+    let record = |(disk, info, map): (DiskId, DiskInfo, Option<CutNumber>)| {
+        Some(ImageRecord { disk, path: info.path?, format: info.format, stamp: None, map })
     };
     disks.into_iter().filter_map(record).collect()
 }
@@ -46,14 +46,22 @@ pub async fn cut(shared: &Shared, request: CutRequest, slot: OwnedMutexGuard<()>
     }
     let looks = request.disks.iter().map(|spec| look(spec, &request)).collect::<Result<Vec<_>>>()?;
     let taken_at = now();
-    let stopped = tokio::task::spawn_blocking(move || looks.into_iter().map(Look::judge).collect::<Result<Vec<_>>>());
-    let stopped = stopped.await.unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()))?;
+    let judged = tokio::task::spawn_blocking(move || looks.into_iter().map(Look::judge).collect::<Result<Vec<_>>>());
+    let judged = judged.await.unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()))?;
+    let (stopped, maps): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
+    let record = |stamp: &dyn Fn(&StoppedDisk) -> Option<ImageStamp>| {
+        let each = stopped.iter().zip(&maps);
+        each.map(|(disk, map)| record(disk, stamp(disk), *map)).collect::<Vec<_>>()
+    };
     let (consistency, shortfall) = reached(request.consistency);
     if stopped.iter().all(|disk| disk.unchanged_at.is_some()) {
-        let images = stopped.iter().map(|disk| record(disk, disk.unchanged_at)).collect();
+        let images = record(&|disk| disk.unchanged_at);
         return Ok(Box::new(Idle::of(&request.disks, taken_at, consistency, shortfall, images, slot)));
     }
     let directory = shared.config.runtime_dir.join("stopped");
+    // Where it lies may have been cleared, with the host's start, since the VM was last on.
+    std::fs::create_dir_all(&shared.config.runtime_dir)
+        .map_err(|err| Error::host(format!("make {}", shared.config.runtime_dir.display()), err))?;
     let disks = StoppedDisks::open(storage_daemon()?, &directory, &stopped).await?;
     for spec in &request.disks {
         let found = disks.reader(spec.id).map_or(0, DiskReader::size);
@@ -62,7 +70,7 @@ pub async fn cut(shared: &Shared, request: CutRequest, slot: OwnedMutexGuard<()>
             return Err(Error::Resized { disk: spec.key.clone(), expected: spec.size, found });
         }
     }
-    let images = stopped.iter().map(|disk| record(disk, disks.stamp(disk.disk))).collect();
+    let images = record(&|disk| disks.stamp(disk.disk));
     Ok(Box::new(StoppedCut { disks, taken_at, consistency, shortfall, images, _slot: slot }))
 }
 
@@ -75,8 +83,8 @@ fn reached(asked: Consistency) -> (Consistency, Option<String>) {
     }
 }
 
-fn record(disk: &StoppedDisk, stamp: Option<ImageStamp>) -> ImageRecord {
-    ImageRecord { disk: disk.disk, path: disk.path.clone(), format: disk.format, stamp }
+fn record(disk: &StoppedDisk, stamp: Option<ImageStamp>, map: Option<CutNumber>) -> ImageRecord {
+    ImageRecord { disk: disk.disk, path: disk.path.clone(), format: disk.format, stamp, map }
 }
 
 fn storage_daemon() -> Result<&'static Path> {
@@ -105,8 +113,8 @@ fn look(spec: &DiskSpec, request: &CutRequest) -> Result<Look> {
 }
 
 impl Look {
-    /// Decides from where the changes of this disk are to be known. Blocking.
-    fn judge(self) -> Result<StoppedDisk> {
+    /// Decides from where the changes of this disk are to be known, and which map is its youngest. Blocking.
+    fn judge(self) -> Result<(StoppedDisk, Option<CutNumber>)> {
         let Look { spec, record, owner, base } = self;
         if is_locked(&record.path) {
             let path = record.path.display();
@@ -123,16 +131,22 @@ impl Look {
             unchanged_at: record.stamp,
         };
         match record.stamp {
-            Some(stamp) if stamp == facts.stamp => {}
-            None if record.format == ImageFormat::Qcow2 => disk.maps = covering_maps(&spec, &facts, &owner, base)?,
-            _ => return Err(Error::tracking(&spec.key, LostTracking::ChangedWhileOff)),
+            Some(stamp) if stamp == facts.stamp => Ok((disk, record.map)),
+            None if record.format == ImageFormat::Qcow2 => {
+                let lost = |lost| Error::tracking(&spec.key, lost);
+                let (maps, names) = maps_of(&spec, &facts, &owner);
+                maps.covers(base).map_err(lost)?;
+                maps.reaches(record.map).map_err(lost)?;
+                disk.maps = names;
+                Ok((disk, maps.youngest()))
+            }
+            _ => Err(Error::tracking(&spec.key, LostTracking::ChangedWhileOff)),
         }
-        Ok(disk)
     }
 }
 
-/// The names of the owner's maps in the image, if they hold everything since `base`.
-fn covering_maps(spec: &DiskSpec, facts: &ImageFacts, owner: &MapOwner, base: CutNumber) -> Result<Vec<String>> {
+/// The owner's maps in the image, and their names.
+fn maps_of(spec: &DiskSpec, facts: &ImageFacts, owner: &MapOwner) -> (DiskMaps, Vec<String>) {
     let mut maps = DiskMaps { key: spec.key.clone(), size: spec.size, ..DiskMaps::default() };
     let mut names = Vec::new();
     for stored in &facts.bitmaps {
@@ -149,8 +163,7 @@ fn covering_maps(spec: &DiskSpec, facts: &ImageFacts, owner: &MapOwner, base: Cu
         });
     }
     maps.maps.sort_by_key(|map| map.number);
-    maps.covers(base).map_err(|lost| Error::tracking(&spec.key, lost))?;
-    Ok(names)
+    (maps, names)
 }
 
 /// Whether some process holds a lock on the file, as every QEMU does on the images it uses. Where the kernel's table

@@ -33,7 +33,7 @@ struct LiveDisk {
 
 /// Exports the disk read-only and connects to it.
 pub async fn open(shared: Arc<Shared>, spec: &DiskSpec) -> Result<Box<dyn DiskReader>> {
-    let mut monitor = shared.monitor().await?;
+    let mut monitor = shared.monitor_to("copy its disks").await?;
     let survey = survey(&mut monitor).await?;
     check_version(survey.version)?;
     let disk = survey.find(spec)?;

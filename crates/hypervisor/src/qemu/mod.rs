@@ -111,13 +111,13 @@ impl Machine for QemuMachine {
     }
 
     async fn maps(&self, owner: &MapOwner) -> Result<MapInventory> {
-        let mut monitor = self.shared.monitor().await?;
+        let mut monitor = self.shared.monitor_to("look at its maps").await?;
         let survey = disks::survey(&mut monitor).await?;
         Ok(MapInventory { disks: survey.disks.iter().map(|disk| disk.maps_of(owner)).collect() })
     }
 
     async fn begin_tracking(&self, owner: &MapOwner, disks: &[DiskSpec], first: CutNumber) -> Result<()> {
-        tracking::begin(&mut *self.shared.monitor().await?, owner, disks, first).await
+        tracking::begin(&mut *self.shared.monitor_to("begin to track its changes").await?, owner, disks, first).await
     }
 
     async fn cut(&self, request: CutRequest) -> Result<Box<dyn FrozenCut>> {
@@ -145,7 +145,7 @@ impl Machine for QemuMachine {
     }
 
     async fn end_tracking(&self, owner: &MapOwner) -> Result<()> {
-        tracking::end(&mut *self.shared.monitor().await?, owner).await
+        tracking::end(&mut *self.shared.monitor_to("remove its maps").await?, owner).await
     }
 
     async fn read_live(&self, disk: &DiskSpec) -> Result<Box<dyn DiskReader>> {

@@ -146,3 +146,79 @@ async fn a_vm_started_while_its_image_is_read_makes_the_cut_void() {
     cut.release().await.unwrap();
     machine.cut(request(&vm, 4, 2)).await.unwrap().release().await.unwrap();
 }
+
+#[tokio::test]
+async fn an_earlier_state_of_an_image_that_was_put_back_is_noticed_off_and_on() {
+    for is_started in [false, true] {
+        let mut vm = Vm::start(Qemu::Installed, &[VIRTIO_QCOW2], &[]);
+        let mut replica = Replica::blank(&vm);
+        vm.machine().begin_tracking(&owner(), &vm.specs(), CutNumber(1)).await.unwrap();
+        vm.tool().await.io(0, "write -q -P 1 0 4096").await;
+        vm.quit().await;
+        let (image, backup) = (vm.image(0), vm.path("backup"));
+        std::fs::copy(&image, &backup).unwrap();
+        vm.boot();
+        vm.tool().await.io(0, "write -q -P 2 0 4096").await;
+        let images = cycle(&vm, &mut replica, 2, Vec::new()).await.unwrap();
+        assert_eq!(images[0].map, Some(CutNumber(2)));
+        vm.quit().await;
+        // Its maps are whole and reach back far enough: only that they are too few shows what was done.
+        std::fs::copy(&backup, &image).unwrap();
+        if is_started {
+            vm.boot();
+        }
+        let err = cycle(&vm, &mut replica, 3, images).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Resync);
+        assert!(matches!(err, Error::Tracking { lost: LostTracking::PutBack { .. }, .. }), "{err}");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_is_shut_down_in_the_middle_of_a_cut_ends_well_and_nothing_is_missing() {
+    for qemu in Qemu::all() {
+        for disks in [&[VIRTIO_QCOW2][..], &[VIRTIO_QCOW2, SCSI_QCOW2]] {
+            let mut vm = Vm::start(qemu, disks, &[]);
+            let (mut replica, mut model) = (Replica::blank(&vm), Model::blank(&vm));
+            let machine = vm.machine();
+            machine.begin_tracking(&owner(), &vm.specs(), CutNumber(1)).await.unwrap();
+            let mut tool = vm.tool().await;
+            model.write(&mut tool, 0, 0, 100_352, 1).await;
+            let images = cycle(&vm, &mut replica, 2, Vec::new()).await.unwrap();
+            model.write(&mut tool, 0, MIB, 4096, 2).await;
+            let cut = machine.cut(request(&vm, 3, 2)).await.unwrap();
+            model.write(&mut tool, 0, 2 * MIB, 4096, 3).await;
+            drop(tool);
+            vm.quit().await;
+            let err = replica.clone().take(&*cut).await.unwrap_err();
+            assert_eq!(err.kind(), ErrorKind::Retry, "{err}");
+            let err = cut.ensure_intact().await.unwrap_err();
+            assert!(matches!(err, Error::CutEnded(_)), "{err}");
+            cut.release().await.unwrap();
+            let images = cycle(&vm, &mut replica, 4, images).await.unwrap();
+            model.assert_held_by(&replica);
+            assert!(vm.scratch_files().is_empty());
+            vm.boot();
+            cycle(&vm, &mut replica, 5, images).await.unwrap();
+            model.assert_held_by(&replica);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_to_a_vm_that_is_off_says_so_and_waits() {
+    let mut vm = Vm::start(Qemu::Installed, &[VIRTIO_QCOW2], &[]);
+    let machine = vm.machine();
+    vm.quit().await;
+    let specs = vm.specs();
+    for err in [
+        machine.begin_tracking(&owner(), &specs, CutNumber(1)).await.unwrap_err(),
+        machine.maps(&owner()).await.unwrap_err(),
+        machine.read_live(&specs[0]).await.err().unwrap(),
+        machine.end_tracking(&owner()).await.unwrap_err(),
+    ] {
+        assert_eq!(err.kind(), ErrorKind::Retry);
+        assert!(err.to_string().contains("the VM is off"), "{err}");
+    }
+    vm.boot();
+    machine.begin_tracking(&owner(), &specs, CutNumber(1)).await.unwrap();
+}
