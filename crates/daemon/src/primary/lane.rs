@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use understudy_engine::primary::{Event, Failure, Progress, Token};
-use understudy_hypervisor::driver::{CutRequest, FrozenCut, ImageRecord, Machine, MapInventory, MapOwner};
+use understudy_hypervisor::driver::{CutRequest, Description, FrozenCut, ImageRecord, Machine, MapInventory, MapOwner};
 use understudy_model::{
     Consistency, CutDigest, CutNumber, DiskSpec, ErrorKind, Generation, ReturnCode, SessionNumber, Timestamp, VmId,
 };
@@ -75,17 +75,33 @@ pub struct Facts {
 pub enum Outcome {
     /// Something the engine should know.
     Event(Event),
-    /// A cycle was acknowledged; the images are to be recorded with it.
-    Acked {
+    /// Tracking was begun afresh; this is where the images lie.
+    Begun {
         /// The event.
         event: Event,
-        /// The images at the cut.
+        /// The images.
         images: Vec<ImageRecord>,
-        /// Bytes of the guest that were carried over.
-        changed: u64,
-        /// When the disks were frozen, by the wall clock.
-        taken_at: Timestamp,
     },
+    /// A cycle was sent and may be sealed; this is to be recorded with its cut once that is what the replica holds.
+    Computed {
+        /// The event.
+        event: Event,
+        /// What belongs to the cut.
+        cut: CutFacts,
+    },
+}
+
+/// What is to be remembered of a cut, should the replica come to hold it.
+#[derive(Debug, Clone)]
+pub struct CutFacts {
+    /// Which cut.
+    pub number: CutNumber,
+    /// The images at the cut.
+    pub images: Vec<ImageRecord>,
+    /// Bytes of the guest that were carried over.
+    pub changed: u64,
+    /// When the disks were frozen, by the wall clock.
+    pub taken_at: Timestamp,
 }
 
 /// Where a definition and its blobs come from.
@@ -206,10 +222,18 @@ impl Lane {
         self.release().await;
         let machine = &self.tools.machine;
         note("tidy up", machine.tidy(&facts.owner).await);
-        self.tell(match machine.begin_tracking(&facts.owner, &facts.disks, first).await {
-            Ok(()) => Event::TrackingBegun { token },
-            Err(err) => Event::TrackingFailed { token, failure: driver(&err) },
-        });
+        if let Err(err) = machine.begin_tracking(&facts.owner, &facts.disks, first).await {
+            return self.tell(Event::TrackingFailed { token, failure: driver(&err) });
+        }
+        let images = match machine.describe().await {
+            Ok(found) => images_of(&found, &facts.disks, first),
+            // Should the VM be off at the first cut, that then waits until it is on.
+            Err(err) => {
+                tracing::debug!(cause = chain(&err), "where the images lie is not known yet");
+                Vec::new()
+            }
+        };
+        let _ = self.outcomes.send(Outcome::Begun { event: Event::TrackingBegun { token }, images });
     }
 
     async fn copy(
@@ -280,14 +304,18 @@ impl Lane {
         note("release the cut", cut.release().await);
         let Some(result) = result else { return };
         let outcome = match result {
-            Ok(sent) => self.conclude(token, number, sent, session, cancel).await,
+            Ok(sent) => {
+                let event = Event::CycleComputed { token, digest: sent.digest };
+                let cut = CutFacts { number, images, changed: sent.changed, taken_at };
+                let _ = self.outcomes.send(Outcome::Computed { event, cut });
+                self.conclude(token, number, sent, session, cancel).await
+            }
             Err(failure) => Err(failure),
         };
         match outcome {
             Ok(None) => {}
-            Ok(Some((digest, changed))) => {
-                let event = Event::CycleAcked { token, digest, bytes: session.bytes() - before };
-                let _ = self.outcomes.send(Outcome::Acked { event, images, changed, taken_at });
+            Ok(Some(digest)) => {
+                self.tell(Event::CycleAcked { token, digest, bytes: session.bytes() - before });
             }
             Err(failure) => self.tell(Event::CycleFailed { token, failure }),
         }
@@ -322,8 +350,7 @@ impl Lane {
         sent: super::send::Sent,
         session: &Session,
         cancel: &CancellationToken,
-    ) -> Result<Option<(CutDigest, u64)>, Failure> {
-        self.tell(Event::CycleComputed { token, digest: sent.digest });
+    ) -> Result<Option<CutDigest>, Failure> {
         loop {
             tokio::select! {
                 leave = self.conclusions.recv() => match leave {
@@ -337,8 +364,7 @@ impl Lane {
         let end = CycleEnd { number: number.0, frames: sent.frames, digest: sent.digest.to_string() };
         match session.request(&Message::CycleEnd(end)).await? {
             Message::CycleAcked(CycleAcked { number: n, digest }) if n == number.0 => {
-                let digest = digest.parse().map_err(|_| bug("the acknowledgement names no digest"))?;
-                Ok(Some((digest, sent.changed)))
+                digest.parse().map(Some).map_err(|_| bug("the acknowledgement names no digest"))
             }
             other => Err(unexpected(&other)),
         }
@@ -393,6 +419,21 @@ fn request(facts: &Facts, number: CutNumber, must_cover: CutNumber, consistency:
         scratch_limit: facts.scratch_limit,
         images: facts.images.clone(),
     }
+}
+
+/// Where the images of these disks lie, right after tracking began with map `first`.
+fn images_of(found: &Description, disks: &[DiskSpec], first: CutNumber) -> Vec<ImageRecord> {
+    let record = |spec: &DiskSpec| {
+        let disk = found.disk(&spec.key)?;
+        Some(ImageRecord {
+            disk: spec.id,
+            path: disk.path.clone()?,
+            format: disk.format,
+            stamp: None,
+            map: Some(first),
+        })
+    };
+    disks.iter().filter_map(record).collect()
 }
 
 /// Whether every disk's maps reach back to `base`.

@@ -19,7 +19,7 @@ use understudy_wire::message::Settings;
 
 use super::dial::{Dialer, OpenSession, Wanted, open};
 use super::failure::chain;
-use super::lane::{Facts, Lane, LaneHandle, Order, Outcome, Step, Tools};
+use super::lane::{CutFacts, Facts, Lane, LaneHandle, Order, Outcome, Step, Tools};
 use super::session::Session;
 use crate::clock::Clock;
 use crate::operations::owner::LinkReport;
@@ -165,7 +165,11 @@ impl Handle {
 struct Owner {
     engine: Relationship,
     parts: Parts,
+    /// The images as they were at the newest acknowledged cut, or when tracking began.
     images: Vec<ImageRecord>,
+    /// What belongs to the cycle that was sent last, until it is known whether the replica holds it. Adopted with the
+    /// record that says so and not before: what is known of the images must be of the cut the next cycle starts from.
+    sent: Option<CutFacts>,
     lane: LaneHandle,
     session: Option<Arc<Session>>,
     link: LinkReport,
@@ -201,6 +205,7 @@ pub fn start(durable: Durable, mut parts: Parts) -> Handle {
         engine,
         parts,
         images,
+        sent: None,
         newest_at: durable.newest_at,
         lane,
         session: None,
@@ -277,12 +282,24 @@ impl Owner {
     async fn learn(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Event(event) => self.handle(event).await,
-            Outcome::Acked { event, images, changed, taken_at } => {
+            Outcome::Begun { event, images } => {
                 self.images = images;
-                self.changed = changed;
-                self.newest_at = Some(taken_at);
                 self.handle(event).await;
             }
+            Outcome::Computed { event, cut } => {
+                self.sent = Some(cut);
+                self.handle(event).await;
+            }
+        }
+    }
+
+    /// The replica holds the cycle that was sent last, if `acked` is its cut.
+    fn adopt(&mut self, acked: Option<CutRef>) {
+        let is_held = |cut: &CutFacts| acked.is_some_and(|acked| acked.number == cut.number);
+        if let Some(cut) = self.sent.take_if(|cut| is_held(cut)) {
+            self.images = cut.images;
+            self.changed = cut.changed;
+            self.newest_at = Some(cut.taken_at);
         }
     }
 
@@ -362,7 +379,11 @@ impl Owner {
             Action::FoldMaps => self.put(Step::FoldMaps),
             Action::SendSettings => self.send_settings(),
             Action::Progress { job, progress } => self.parts.book.progress(job, progress),
-            Action::FinishJob { job, result } => self.parts.book.finish(job, result).await,
+            Action::FinishJob { job, result } => {
+                // Who waited for the job looks next, and must find what it came to.
+                self.show();
+                self.parts.book.finish(job, result).await;
+            }
             Action::CycleDone { cut, cut_at, bytes } => self.note_cycle(cut, cut_at, bytes).await,
             Action::Forget => self.forget().await,
         }
@@ -398,6 +419,7 @@ impl Owner {
 
     /// Nothing after this may happen before it has succeeded.
     async fn persist(&mut self, record: Record) {
+        self.adopt(record.acked);
         let durable = Durable { record, images: self.images.clone(), newest_at: self.newest_at };
         let mut was_told = false;
         while let Err(err) = self.parts.book.save(&durable).await {

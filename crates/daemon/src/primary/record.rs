@@ -85,6 +85,8 @@ struct StoredImage {
     path: PathBuf,
     format: String,
     stamp: Option<StoredStamp>,
+    #[serde(default)]
+    map: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -141,7 +143,8 @@ fn write_image(image: &ImageRecord) -> Option<StoredImage> {
         modified_ns: s.modified_ns.to_string(),
         changed_ns: s.changed_ns.to_string(),
     });
-    Some(StoredImage { disk: image.disk.0, path: image.path.clone(), format: image.format.name()?.to_owned(), stamp })
+    let format = image.format.name()?.to_owned();
+    Some(StoredImage { disk: image.disk.0, path: image.path.clone(), format, stamp, map: image.map.map(|m| m.0) })
 }
 
 /// Reads what [`write()`] wrote. Identity and settings stand elsewhere in the catalogue.
@@ -187,7 +190,7 @@ fn read_image(image: StoredImage) -> Result<ImageRecord, RecordError> {
             changed_ns: time(&s.changed_ns)?,
         }),
     };
-    Ok(ImageRecord { disk: DiskId(image.disk), path: image.path, format, stamp })
+    Ok(ImageRecord { disk: DiskId(image.disk), path: image.path, format, stamp, map: image.map.map(CutNumber) })
 }
 
 #[cfg(test)]
@@ -206,7 +209,13 @@ mod tests {
         record.base = Some(Base { first_map: CutNumber(2), is_tracked: true });
         record.cause = Some("why".into());
         let stamp = ImageStamp { device: 1, inode: 2, len: 3, modified_ns: -4, changed_ns: i128::MAX };
-        let image = ImageRecord { disk: DiskId(1), path: "/x".into(), format: ImageFormat::Raw, stamp: Some(stamp) };
+        let image = ImageRecord {
+            disk: DiskId(1),
+            path: "/x".into(),
+            format: ImageFormat::Raw,
+            stamp: Some(stamp),
+            map: Some(CutNumber(9)),
+        };
         Durable { record, images: vec![image], newest_at: Some(Timestamp(8)) }
     }
 
