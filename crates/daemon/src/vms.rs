@@ -51,7 +51,6 @@ impl QemuMachines {
             scratch_dir: self.scratch.join(&dir),
             guard: self.guard.clone(),
             patience: Patience::default(),
-            last_known: Vec::new(),
         })
     }
 

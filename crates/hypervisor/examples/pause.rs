@@ -85,7 +85,6 @@ async fn measure(cuts: usize, disks: usize) -> Result<()> {
         scratch_dir: directory.join("scratch"),
         guard: GuardClient::new(std::env::current_exe()?, ["guard"]),
         patience: Patience::default(),
-        last_known: Vec::new(),
     });
     let owner = MapOwner { relationship: RelationshipId::first(VmId(Uuid::nil())), generation: Generation(1) };
     let spec = |at: usize| DiskSpec { id: DiskId(at as u16), key: format!("id:d{at}"), size: SIZE };

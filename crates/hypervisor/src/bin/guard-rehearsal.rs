@@ -47,7 +47,6 @@ async fn cut(directory: &Path, number: CutNumber, base: CutNumber) -> Result<()>
         scratch_dir: directory.join("scratch"),
         guard: GuardClient::new(std::env::current_exe()?, ["guard"]),
         patience: Patience::default(),
-        last_known: Vec::new(),
     });
     let found = machine.describe().await?;
     let spec = |(at, disk): (usize, understudy_hypervisor::driver::DiskInfo)| DiskSpec {

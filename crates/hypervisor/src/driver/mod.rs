@@ -168,7 +168,8 @@ pub struct Description {
     pub power: Power,
     /// The hypervisor's version as (major, minor, patch), when one is running.
     pub version: Option<(u32, u32, u32)>,
-    /// The disks that can be replicated.
+    /// The disks that can be replicated. None of a VM that is off: what it had when it was on need not be what it is
+    /// started with next.
     pub disks: Vec<DiskInfo>,
     /// What else it has that looks like a disk, each with why it is left out ("cd0: removable").
     pub left_out: Vec<String>,

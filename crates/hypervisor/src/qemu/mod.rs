@@ -69,8 +69,6 @@ pub struct QemuConfig {
     pub guard: GuardClient,
     /// How long to wait for the monitor.
     pub patience: Patience,
-    /// The disks as last described, for when no QEMU runs that could describe them.
-    pub last_known: Vec<crate::driver::DiskInfo>,
 }
 
 /// One VM. Cheap to make; connects only when asked something.
@@ -101,12 +99,7 @@ impl Machine for QemuMachine {
     async fn describe(&self) -> Result<Description> {
         match self.shared.try_monitor().await? {
             Some(mut monitor) => Ok(disks::survey(&mut monitor).await?.description()),
-            None => Ok(Description {
-                power: Power::Off,
-                version: None,
-                disks: self.shared.config.last_known.clone(),
-                left_out: Vec::new(),
-            }),
+            None => Ok(Description { power: Power::Off, version: None, disks: Vec::new(), left_out: Vec::new() }),
         }
     }
 

@@ -143,7 +143,6 @@ async fn whatever_a_hypervisor_answers_the_driver_neither_panics_nor_hangs() {
             scratch_dir: directory.path().join("scratch"),
             guard: GuardClient::new(GUARD, ["guard"]),
             patience,
-            last_known: Vec::new(),
         });
         let spec = DiskSpec { id: DiskId(0), key: "id:d0".into(), size: 8 << 20 };
         let begun = Instant::now();
@@ -185,7 +184,6 @@ async fn a_hypervisor_that_stops_answering_costs_its_time_limit() {
         scratch_dir: directory.path().join("scratch"),
         guard: GuardClient::new(GUARD, ["guard"]),
         patience: Patience { connect: Duration::from_secs(5), command: Duration::from_millis(200) },
-        last_known: Vec::new(),
     });
     let begun = Instant::now();
     let err = machine.describe().await.unwrap_err();

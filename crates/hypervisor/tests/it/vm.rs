@@ -179,7 +179,6 @@ impl Vm {
             scratch_dir: self.path("scratch"),
             guard: GuardClient::new(GUARD, ["guard"]),
             patience: Patience::default(),
-            last_known: Vec::new(),
         };
         change(&mut config);
         QemuMachine::new(config)
