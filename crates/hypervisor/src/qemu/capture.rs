@@ -107,6 +107,9 @@ fn check_disk(disk: &Disk, survey: &Survey, request: &CutRequest, known: Option<
     let maps = disk.maps_of(&request.owner);
     maps.covers(request.base).map_err(|lost| disk.lost(lost))?;
     maps.reaches(known.and_then(|image| image.map)).map_err(|lost| disk.lost(lost))?;
+    if known.is_some_and(|known| images::is_exchanged(known, &disk.info)) {
+        return Err(disk.lost(LostTracking::ChangedWhileOff));
+    }
     if maps.maps.iter().any(|m| m.number == request.number) {
         return Err(disk.lost(LostTracking::NumberTaken { number: request.number }));
     }

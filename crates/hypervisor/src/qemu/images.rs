@@ -9,6 +9,9 @@
 //! | nothing, for the VM was on at the base; it is a qcow2 whose maps cover the base | what the maps hold changed |
 //! | nothing, and no maps, or older ones than had begun at the base | resynchronisation |
 //!
+//! What somebody writes between the last cut of a VM that is off and its start is not seen, unless it makes the image
+//! another file.
+//!
 //! Maps are not rotated meanwhile. They go on holding what they held when the VM is started again, which is too much and
 //! never too little.
 
@@ -57,6 +60,11 @@ pub async fn cut(shared: &Shared, request: CutRequest, slot: OwnedMutexGuard<()>
     if stopped.iter().all(|disk| disk.unchanged_at.is_some()) {
         let images = record(&|disk| disk.unchanged_at);
         return Ok(Box::new(Idle::of(&request.disks, taken_at, consistency, shortfall, images, slot)));
+    }
+    // A VM that ended in the middle of a cut, and our own end with it, leaves that cut's scratch files.
+    let scratch = shared.config.scratch_dir.clone();
+    if let Err(err) = super::scratch::sweep(&scratch) {
+        tracing::warn!(directory = %scratch.display(), %err, "scratch space of an earlier cut is still taken");
     }
     let directory = shared.config.runtime_dir.join("stopped");
     // Where it lies may have been cleared, with the host's start, since the VM was last on.
@@ -175,6 +183,17 @@ fn is_locked(path: &Path) -> bool {
     let file = format!(" {major:02x}:{minor:02x}:{} ", found.ino());
     let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
     table.lines().any(|line| line.contains("OFDLCK") && line.contains(&file))
+}
+
+/// Whether the image of a VM that is on is another file than at the base, when it was off. Its stamp tells nothing more
+/// once the VM writes to it. A path that is another one was changed by QEMU's own means, and those keep the maps or do
+/// not.
+pub fn is_exchanged(known: &ImageRecord, now: &DiskInfo) -> bool {
+    let Some((stamp, path)) = known.stamp.zip(now.path.as_ref()).filter(|(_, path)| **path == known.path) else {
+        return false;
+    };
+    let found = std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    found.is_ok_and(|found| found != (stamp.device, stamp.inode))
 }
 
 /// An open cut of a VM that is off.

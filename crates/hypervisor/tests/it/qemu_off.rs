@@ -194,6 +194,7 @@ async fn a_vm_that_is_shut_down_in_the_middle_of_a_cut_ends_well_and_nothing_is_
             let err = cut.ensure_intact().await.unwrap_err();
             assert!(matches!(err, Error::CutEnded(_)), "{err}");
             cut.release().await.unwrap();
+            std::fs::write(vm.path("scratch").join("disk-0.scratch"), "of a life that ended as well").unwrap();
             let images = cycle(&vm, &mut replica, 4, images).await.unwrap();
             model.assert_held_by(&replica);
             assert!(vm.scratch_files().is_empty());
@@ -221,4 +222,21 @@ async fn what_cannot_be_done_to_a_vm_that_is_off_says_so_and_waits() {
     }
     vm.boot();
     machine.begin_tracking(&owner(), &specs, CutNumber(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_exchanged_while_the_vm_was_off_is_noticed_when_it_runs_again() {
+    let mut vm = Vm::start(Qemu::Installed, &[VIRTIO_QCOW2], &[]);
+    let mut replica = Replica::blank(&vm);
+    vm.machine().begin_tracking(&owner(), &vm.specs(), CutNumber(1)).await.unwrap();
+    vm.tool().await.io(0, "write -q -P 1 0 4096").await;
+    let images = cycle(&vm, &mut replica, 2, Vec::new()).await.unwrap();
+    vm.quit().await;
+    let images = cycle(&vm, &mut replica, 3, images).await.unwrap();
+    // The same bytes and the same maps in another file: who knows what was done to it.
+    std::fs::copy(vm.image(0), vm.path("other")).unwrap();
+    std::fs::rename(vm.path("other"), vm.image(0)).unwrap();
+    vm.boot();
+    let err = cycle(&vm, &mut replica, 4, images).await.unwrap_err();
+    assert!(matches!(err, Error::Tracking { lost: LostTracking::ChangedWhileOff, .. }), "{err}");
 }
