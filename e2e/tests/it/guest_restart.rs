@@ -17,7 +17,7 @@ fn a_vm_shut_down_and_started_again_goes_on_with_deltas_and_nothing_is_missing()
     let mut guest = config.start()?;
     guest.workload(&format!("dirty /disk/b --clusters {} --from {}", FILLED >> 16, DISK / 2))?;
     go_on(&mut guest)?;
-    let protection = Protection::start(&config, |daemon| daemon.allow("cannot be reached"))?;
+    let mut protection = Protection::start(&config, |daemon| daemon.allow("cannot be reached"))?;
     let first = protection.until_cut()?;
     guest.stop_journal()?;
     guest.poweroff()?;
@@ -25,6 +25,11 @@ fn a_vm_shut_down_and_started_again_goes_on_with_deltas_and_nothing_is_missing()
     // Off: its last changes follow, and then it is idle.
     let off = protection.until_cut()?;
     protection.assert_equal(config.disks())?;
+
+    // What is known of the images outlives the daemon.
+    protection.pair.primary.kill()?;
+    protection.pair.primary.up()?;
+    protection.until_cut()?;
 
     let mut guest = config.start()?;
     go_on(&mut guest)?;
@@ -42,7 +47,6 @@ fn a_vm_shut_down_and_started_again_goes_on_with_deltas_and_nothing_is_missing()
     go_on(&mut guest)?;
     protection.until_cut()?;
     guest.kill()?;
-    let mut protection = protection;
     protection.pair.primary.kill()?;
     assert_sound(&protection.fail_over(&config)?, acked.number)
 }
