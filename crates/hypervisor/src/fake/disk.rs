@@ -284,7 +284,7 @@ impl FakeDisk {
     }
 
     /// Everything that any of one owner's maps has marked.
-    pub(super) fn union(&self, owner: &MapOwner) -> ExtentSet {
+    pub fn union(&self, owner: &MapOwner) -> ExtentSet {
         let of_owner = |name: &String| MapOwner::parse(name).is_some_and(|(other, _)| other == *owner);
         let maps = self.maps.iter().filter(|(name, _)| of_owner(name));
         let marked: BTreeSet<_> =
