@@ -54,7 +54,11 @@ pub fn run_seed(seed: u64, keep: Keep) -> Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}: {} virtual seconds, {} cycles, trace {}", self.seed, self.seconds, self.acks, self.digest)?;
+        writeln!(
+            f,
+            "seed {}: {} virtual seconds, {} cycles, trace {}",
+            self.seed, self.seconds, self.acks, self.digest
+        )?;
         writeln!(f, "faults: {:?}", self.faults)?;
         let rules: Vec<String> = self.checks.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
         writeln!(f, "looked at: {}", rules.join(", "))?;

@@ -137,7 +137,8 @@ impl Net {
         let id = ConnId(self.last);
         let extra = self.weather.draw_extra(&mut self.chance);
         let breaks = self.weather.draw_break(&mut self.chance);
-        self.conns.insert(id, Conn { to: [Pipe::default(), Pipe::default()], extra, breaks, is_ghost, is_mangled: false });
+        self.conns
+            .insert(id, Conn { to: [Pipe::default(), Pipe::default()], extra, breaks, is_ghost, is_mangled: false });
         self.put(id, End::Listener, Arrived::Accepted, entries);
         if !is_ghost {
             self.recorded.push_back((id, Vec::new()));

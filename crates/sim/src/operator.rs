@@ -98,6 +98,9 @@ impl World {
         }
         let ours = self.primary.book.record().map(|r| r.state);
         let theirs = self.replica.durable().map(|d| d.record.state);
+        if self.replica.has_lost_its_files() {
+            return self.wish(Wish::Remove);
+        }
         match (ours, theirs) {
             (None, None) => self.create(),
             // A place may have been made without our learning of it: asking again finds that out.
@@ -123,6 +126,7 @@ impl World {
         let theirs = self.replica.book.durable.as_ref().map(|d| d.record.state);
         let at_rest = |state| matches!(state, State::Ready | State::Suspended | State::ResyncRequired);
         ours.is_none_or(at_rest)
+            || self.replica.has_lost_its_files()
             || theirs.is_none_or(|s| matches!(s, State::FailedOver | State::Committed | State::Suspended))
     }
 

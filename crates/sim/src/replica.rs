@@ -138,6 +138,11 @@ impl ReplicaHost {
         self.daemon.as_ref().and_then(Hub::vm)
     }
 
+    /// Whether only the record is left of the replica.
+    pub fn has_lost_its_files(&self) -> bool {
+        self.daemon.as_ref().is_some_and(Hub::has_lost_its_files)
+    }
+
     /// What the daemon holds, durable or not.
     pub fn durable(&self) -> Option<&Durable> {
         self.daemon.as_ref().and_then(Hub::durable)

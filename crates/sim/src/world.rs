@@ -51,6 +51,8 @@ pub enum Happening {
     Heal(Healing),
     /// The store is copied, to be put back later.
     Copy,
+    /// A host that stood still goes on.
+    Awake,
     /// Somebody looks at what both sides report.
     Look,
 }
@@ -75,6 +77,9 @@ struct Copy {
     durable: Option<Durable>,
 }
 
+/// Most that may happen at one instant. A busy one sees some hundred things.
+const AT_ONCE_MAX: u32 = 20_000;
+
 /// See the module's description.
 pub struct World {
     pub(crate) stage: Stage,
@@ -86,6 +91,8 @@ pub struct World {
     pub(crate) generation: Generation,
     pub(crate) primary_paused: Timestamp,
     pub(crate) replica_paused: Timestamp,
+    /// What is due at a host that stands still, and until when it does.
+    pub(crate) put_off: Vec<(Timestamp, Happening)>,
     /// Faults that struck.
     pub(crate) struck: Vec<Fault>,
     /// A start is on the agenda.
@@ -93,6 +100,8 @@ pub struct World {
     replica_starts: bool,
     /// What the operator has put right since the faults ended.
     pub(crate) repairs: u32,
+    /// What happened at this instant so far.
+    at_once: (Timestamp, u32),
     guest: Guest,
     copies: VecDeque<Copy>,
     /// When the faults ended, or the operator last put something right after that.
@@ -135,10 +144,12 @@ impl World {
             generation: Self::first_generation(),
             primary_paused: Timestamp(0),
             replica_paused: Timestamp(0),
+            put_off: Vec::new(),
             struck: Vec::new(),
             primary_starts: false,
             replica_starts: false,
             repairs: 0,
+            at_once: (Timestamp(0), 0),
             guest,
             copies: VecDeque::new(),
             quiet_since: None,
@@ -193,6 +204,9 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        if self.is_stuck() {
+            return self.broken(Rule::I51, format!("time stands still: {happening:?} again and again"));
+        }
         match happening {
             Happening::Arrival(conn, to) => self.arrive(conn, to),
             Happening::Primary(..) if self.is_paused(self.primary_paused, happening) => {}
@@ -214,17 +228,39 @@ impl World {
             Happening::Operator => self.operate(),
             Happening::Heal(healing) => self.heal(healing),
             Happening::Copy => self.copy(),
+            Happening::Awake => self.wake_up(),
             Happening::Look => self.look_around(),
         }
+    }
+
+    /// Counts what happens at one instant: more than this is a loop that waits for nothing.
+    fn is_stuck(&mut self) -> bool {
+        let now = self.stage.now();
+        let (instant, count) = &mut self.at_once;
+        if *instant != now {
+            (*instant, *count) = (now, 0);
+        }
+        *count += 1;
+        *count > AT_ONCE_MAX
     }
 
     /// Whether a host stands still: then what it should do comes when it goes on.
     fn is_paused(&mut self, until: Timestamp, happening: Happening) -> bool {
         let is_paused = until > self.stage.now();
         if is_paused {
-            self.stage.agenda.at(until, happening);
+            self.put_off.push((until, happening));
+            self.stage.agenda.at(until, Happening::Awake);
         }
         is_paused
+    }
+
+    /// What had to wait for a host that stood still comes now, in its order.
+    pub(crate) fn wake_up(&mut self) {
+        let now = self.stage.now();
+        let (due, later) = std::mem::take(&mut self.put_off).into_iter().partition(|(until, _)| *until <= now);
+        self.put_off = later;
+        let due: Vec<(Timestamp, Happening)> = due;
+        due.into_iter().for_each(|(_, happening)| self.stage.agenda.at(now, happening));
     }
 
     fn arrive(&mut self, conn: ConnId, to: End) {
@@ -262,7 +298,8 @@ impl World {
             None => self.put_right(),
             Some(_) => self.put_right_quietly(),
         }
-        let wait = if every == 0 || self.quiet_since.is_some() { 1_500 } else { self.chance.between(every / 2, every * 2) };
+        let wait =
+            if every == 0 || self.quiet_since.is_some() { 1_500 } else { self.chance.between(every / 2, every * 2) };
         let wait = if self.stage.now().0 < 2_000 { 300 } else { wait };
         self.stage.agenda.after(Millis(wait), Happening::Operator);
     }
@@ -321,7 +358,11 @@ impl World {
             return;
         }
         let keeps_maps = in_order && self.temper.disks.iter().all(|(_, persistent)| *persistent);
-        if in_order { self.primary.vm.quit() } else { self.primary.vm.kill() }
+        if in_order {
+            self.primary.vm.quit()
+        } else {
+            self.primary.vm.kill()
+        }
         self.stage.say("guest", format_args!("QEMU ends{}", if in_order { "" } else { " without closing its disks" }));
         if !keeps_maps {
             self.stage.judge.tracking_lost();

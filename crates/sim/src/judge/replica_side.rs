@@ -108,7 +108,10 @@ impl Judge {
         let acked = self.replica.acked.and_then(|d| self.truth.cut(d)).map(|t| t.number);
         if choice == Choice::Newest {
             self.expect(Rule::I31, acked.is_none_or(|n| cut.id.number >= n), || {
-                format!("a failover to the newest state starts from cut {} and {acked:?} was acknowledged", cut.id.number)
+                format!(
+                    "a failover to the newest state starts from cut {} and {acked:?} was acknowledged",
+                    cut.id.number
+                )
             });
         }
     }
@@ -154,7 +157,9 @@ impl Judge {
     /// Upkeep found something damaged.
     pub fn damage_reported(&mut self) {
         let is_excused = self.is_excused(super::Excuse::Damaged);
-        self.expect(Rule::I12, is_excused || self.reads_may_fail, || "the store says it is damaged, and it is not".to_owned());
+        self.expect(Rule::I12, is_excused || self.reads_may_fail, || {
+            "the store says it is damaged, and it is not".to_owned()
+        });
     }
 
     /// Retention lets these points go.

@@ -1,6 +1,6 @@
 //! The copy of an initial replication: the live disks, from a durable position on, into the target's staging.
 
-use understudy_engine::primary::{Event, Failure, Progress, Token};
+use understudy_engine::primary::{Event, Failure, Token};
 use understudy_model::{CutNumber, DiskId, DiskSpec, Extent, Millis, Timestamp};
 use understudy_run::{Encoded, Encoder, cluster_hash};
 use understudy_wire::bulk::{BaseWriter, Coding};
@@ -177,13 +177,6 @@ impl Copy {
         }
         self.phase = Phase::End;
         self.ask_for_sync(desk, session).unwrap_or_else(|failure| Next::Done(self.failed(failure)))
-    }
-
-    /// How far it is, for people.
-    pub fn progress(&self) -> Event {
-        let done = self.sent.iter().map(|(_, at)| at).sum();
-        let total = self.facts.disks.iter().map(|d| d.size).sum();
-        Event::BaseProgress { token: self.token, progress: Progress { done, total } }
     }
 }
 

@@ -220,6 +220,10 @@ impl Owner {
     }
 
     fn set_deadline(&mut self, desk: &mut Desk<'_>) {
+        if self.is_blocked {
+            // Nothing is looked at meanwhile; a deadline that has passed counts when the record is written.
+            return;
+        }
         let next = self.engine.next_deadline();
         if let Some(at) = next
             && self.deadline != Some(at)
@@ -384,7 +388,13 @@ impl Owner {
         self.session.as_ref().map(Session::number)
     }
 
-    fn open(&mut self, desk: &mut Desk<'_>, token: Token, generation: understudy_model::Generation, session: SessionNumber) {
+    fn open(
+        &mut self,
+        desk: &mut Desk<'_>,
+        token: Token,
+        generation: understudy_model::Generation,
+        session: SessionNumber,
+    ) {
         let record = self.engine.record();
         let wanted = Wanted { relationship: record.id, generation, session, settings: record.settings.clone() };
         let dial = Dial::begin(token, wanted, desk.stage);

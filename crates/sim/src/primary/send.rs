@@ -184,10 +184,8 @@ impl Send {
             consistency: Consistency::Standard,
         };
         let parts = std::mem::take(&mut self.parts);
-        let runs: Vec<_> = parts
-            .into_iter()
-            .map(|p| (p.disk, p.geometry.virtual_size(), p.digester.finish()))
-            .collect();
+        let runs: Vec<_> =
+            parts.into_iter().map(|p| (p.disk, p.geometry.virtual_size(), p.digester.finish())).collect();
         self.digest = cut_digest(self.parent, &header, &runs);
         self.sent = session.sent() - self.began_at;
         self.phase = Phase::Computed;
@@ -220,12 +218,10 @@ impl Send {
     /// The target sealed it, or did not.
     pub fn on_answer(&mut self, answer: Result<Message, Failure>) -> Next {
         let event = match answer {
-            Ok(Message::CycleAcked(CycleAcked { number, digest })) if number == self.number.0 => {
-                match digest.parse() {
-                    Ok(digest) => Event::CycleAcked { token: self.token, digest, bytes: self.sent },
-                    Err(_) => self.failed(bug("the acknowledgement names no digest")),
-                }
-            }
+            Ok(Message::CycleAcked(CycleAcked { number, digest })) if number == self.number.0 => match digest.parse() {
+                Ok(digest) => Event::CycleAcked { token: self.token, digest, bytes: self.sent },
+                Err(_) => self.failed(bug("the acknowledgement names no digest")),
+            },
             Ok(other) => self.failed(unexpected(&other)),
             Err(failure) => self.failed(failure),
         };

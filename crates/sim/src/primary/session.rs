@@ -53,16 +53,7 @@ pub struct Session {
 impl Session {
     /// Takes over a connection on which the session was granted.
     pub fn new(conn: ConnId, number: SessionNumber, decoder: Decoder, now: Timestamp) -> Self {
-        Self {
-            conn,
-            number,
-            decoder,
-            asked: VecDeque::new(),
-            early_refusal: None,
-            heard_at: now,
-            pings: 0,
-            sent: 0,
-        }
+        Self { conn, number, decoder, asked: VecDeque::new(), early_refusal: None, heard_at: now, pings: 0, sent: 0 }
     }
 
     /// Its connection.
@@ -115,13 +106,7 @@ impl Session {
     }
 
     /// Sends data.
-    pub fn bulk(
-        &mut self,
-        kind: FrameKind,
-        sequence: u64,
-        payload: Bytes,
-        stage: &mut Stage,
-    ) -> Result<(), Failure> {
+    pub fn bulk(&mut self, kind: FrameKind, sequence: u64, payload: Bytes, stage: &mut Stage) -> Result<(), Failure> {
         self.check()?;
         self.send(&Frame { kind, version: VERSIONS.1, session: self.number.0, sequence, payload }, stage);
         Ok(())

@@ -144,7 +144,13 @@ impl Hub {
         true
     }
 
-    fn on_message(&mut self, conn: &mut Connection, message: Message, book: &mut Book, stage: &mut Stage) -> Alive<bool> {
+    fn on_message(
+        &mut self,
+        conn: &mut Connection,
+        message: Message,
+        book: &mut Book,
+        stage: &mut Stage,
+    ) -> Alive<bool> {
         let work = match message {
             Message::Hello(hello) => return Ok(self.greet(conn, &hello, stage)),
             Message::Ping(ping) => {

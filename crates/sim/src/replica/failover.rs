@@ -34,7 +34,9 @@ impl Hub {
             Err(failure) => {
                 stage.say("operator", format_args!("replica: {wish:?}: {}", failure.refusal));
                 let after = (self.durable.clone(), self.vm().map(|vm| vm.report()));
-                if failure.refusal.code == ReturnCode::InvalidState || failure.refusal.code == ReturnCode::InvalidParameter {
+                if failure.refusal.code == ReturnCode::InvalidState
+                    || failure.refusal.code == ReturnCode::InvalidParameter
+                {
                     stage.judge.refused_wish(wish, before == after);
                 }
             }
@@ -152,9 +154,7 @@ impl Hub {
     pub(super) fn record_step(&mut self, step: Step, book: &mut Book, stage: &mut Stage) -> Result<(), Fault> {
         let Some(durable) = self.durable.clone() else { return Ok(()) };
         let next = match step {
-            Step::Reverted => {
-                Durable { record: durable.record.revert().map_err(refused)?, failover: None, ..durable }
-            }
+            Step::Reverted => Durable { record: durable.record.revert().map_err(refused)?, failover: None, ..durable },
             Step::Committed => Durable { record: durable.record.commit().map_err(refused)?, ..durable },
         };
         self.change(next, book, stage)
@@ -210,6 +210,7 @@ impl Hub {
             let is_final = durable.record.state == State::Committed;
             let removal = if is_final { Removal::DestroyDisks } else { Removal::DestroyPoints };
             let removed = self.store.remove(vm, removal);
+            stage.say("replica", format_args!("removes its files: {removed:?}"));
             self.survive()?;
             removed.map_err(|e| failure::failure(e.kind(), &e))?;
         }

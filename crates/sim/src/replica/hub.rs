@@ -49,19 +49,13 @@ impl Hub {
         stage: &mut Stage,
     ) -> Result<Self, String> {
         let store = Store::open(files, options).map_err(|e| crate::primary::chain(&e))?;
+        if store.list().is_empty() {
+            stage.say("replica", format_args!("finds no replica in its store"));
+        }
         for (vm, cause, kind) in store.unopened() {
             stage.say("replica", format_args!("{vm} cannot be opened: {kind:?}: {cause}"));
         }
-        Ok(Self {
-            store,
-            durable,
-            conns: BTreeMap::new(),
-            active: None,
-            life,
-            readers: Vec::new(),
-            test: None,
-            disk,
-        })
+        Ok(Self { store, durable, conns: BTreeMap::new(), active: None, life, readers: Vec::new(), test: None, disk })
     }
 
     /// The first look around: what a crash left half-way is brought to an end.
@@ -137,10 +131,16 @@ impl Hub {
 
     /// The record, or a refusal.
     pub(super) fn record(&self, id: RelationshipId) -> Result<&Durable, Failure> {
-        self.durable.as_ref().filter(|d| d.record.id == id).ok_or_else(|| {
+        self.durable.as_ref().filter(|d| d.record.id == id && !self.has_lost_its_files()).ok_or_else(|| {
             let reason = format!("this host has no replica of VM {} from the caller", id.vm);
             Failure::new(ErrorKind::Refused, ReturnCode::AccessDenied, reason)
         })
+    }
+
+    /// Whether there is a record and no replica: a removal was cut short after the files had gone. Nobody is let in,
+    /// and the operator removes the rest.
+    pub fn has_lost_its_files(&self) -> bool {
+        self.durable.is_some() && self.vm_id().is_none()
     }
 
     /// The store of the VM, or a refusal.

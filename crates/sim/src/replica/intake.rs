@@ -8,9 +8,7 @@ use bytes::Bytes;
 use understudy_engine::primary::Failure;
 use understudy_engine::replica::Record;
 use understudy_engine::retention::is_point_due;
-use understudy_model::{
-    Cut, CutNumber, CutRef, DiskId, DiskSpec, ErrorKind, Millis, SessionNumber, State, Timestamp,
-};
+use understudy_model::{Cut, CutNumber, CutRef, DiskId, DiskSpec, ErrorKind, Millis, SessionNumber, State, Timestamp};
 use understudy_run::{Decoder, Stored, cluster_hash};
 use understudy_store::{
     BaseBytes, BaseReceiver, BaseStart, CrashPoint, CycleDisk, CycleHeader, CycleReceiver, Session,
@@ -180,8 +178,7 @@ impl Hub {
     }
 
     fn take_base(&self, intake: &mut Intake, disk: DiskId, records: &[BaseRecord]) -> Result<(), Fault> {
-        let (_, receiver) =
-            intake.base.as_ref().ok_or_else(|| failure::bug("base data came without its beginning"))?;
+        let (_, receiver) = intake.base.as_ref().ok_or_else(|| failure::bug("base data came without its beginning"))?;
         let mut decoder = Decoder::new().map_err(|e| failure::failure(e.kind(), &e))?;
         let mut buffer = Vec::new();
         for record in records {

@@ -35,8 +35,8 @@ impl Hub {
         }
         self.change(Durable { record, attempt, ..durable }, book, stage)?;
         let in_force = report.failovers.iter().find(|f| f.stage != FailoverStage::Test);
-        let tests = report.failovers.iter().filter(|f| f.stage == FailoverStage::Test).map(|f| f.id);
-        self.test = tests.last();
+        let mut tests = report.failovers.iter().filter(|f| f.stage == FailoverStage::Test).map(|f| f.id);
+        self.test = tests.next_back();
         self.settle_failover(in_force.map(|f| (f.id, f.stage)), book, stage)
     }
 
@@ -49,9 +49,7 @@ impl Hub {
         let Some(durable) = self.durable.clone() else { return Ok(()) };
         match (durable.record.state, in_force) {
             (State::FailingOver, _) => self.carry_out_failover(book, stage),
-            (State::FailedOver, Some((_, FailoverStage::Committed))) => {
-                self.record_step(Step::Committed, book, stage)
-            }
+            (State::FailedOver, Some((_, FailoverStage::Committed))) => self.record_step(Step::Committed, book, stage),
             (State::FailedOver, None) => self.record_step(Step::Reverted, book, stage),
             (State::FailedOver | State::Committed, _) => Ok(()),
             // The failover was given up, but its overlays turned out to be durable.

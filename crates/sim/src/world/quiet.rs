@@ -24,6 +24,8 @@ impl World {
         self.replica.book.dies_at = None;
         self.replica.disk.power_off_after(1 << 62);
         (self.primary_paused, self.replica_paused) = (now, now);
+        self.put_off.iter_mut().for_each(|(until, _)| *until = now);
+        self.wake_up();
         for healing in [
             super::Healing::PrimaryFull,
             super::Healing::ReplicaFull,
@@ -87,7 +89,11 @@ impl World {
         match (ours.state, theirs.as_ref().map(|r| r.state)) {
             (State::Ready | State::Suspended | State::ResyncRequired, _) => Ok(()),
             (State::Critical, None | Some(State::FailedOver | State::Committed)) => {
-                if ours.cause.is_some() { Ok(()) } else { Err(said("does not say why")) }
+                if ours.cause.is_some() {
+                    Ok(())
+                } else {
+                    Err(said("does not say why"))
+                }
             }
             (State::Critical, _) if judge.is_excused(Excuse::MessageAltered) => Ok(()),
             (State::Replicating | State::InitialReplication, Some(State::Suspended)) => Ok(()),
