@@ -167,6 +167,8 @@ struct PrimarySide {
 
 struct Job {
     epoch: u64,
+    /// A durable record followed it: it was begun in earnest.
+    is_followed: bool,
     is_done: Option<bool>,
 }
 
@@ -271,7 +273,7 @@ impl Judge {
 
     /// A job was begun.
     pub fn job_begun(&mut self, job: JobId) {
-        self.primary.jobs.insert(job, Job { epoch: self.epoch, is_done: None });
+        self.primary.jobs.insert(job, Job { epoch: self.epoch, is_followed: false, is_done: None });
     }
 }
 

@@ -140,7 +140,8 @@ impl World {
     }
 
     fn start_transfer(&mut self) {
-        if self.primary.book.record().is_none() || !self.primary.is_up() {
+        // Where the job cannot be recorded, nothing is begun.
+        if self.primary.book.record().is_none() || !self.primary.is_up() || self.primary.book.is_full {
             return;
         }
         self.tickets += 1;

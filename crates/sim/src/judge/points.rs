@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use understudy_model::{CutDigest, DiskId};
-use understudy_store::files::MemFiles;
+use understudy_store::files::{Files, MemFiles};
 use understudy_store::{FailoverId, FailoverStage, PointReport, VmStore};
 
 use super::{CutTruth, Excuse, Judge, Rule, qcow2};
@@ -102,23 +102,26 @@ impl Judge {
         self.expect(Rule::I04, point.disks == disks, || {
             format!("cut {number} has the disks {:?} and was taken of {disks:?}", point.disks)
         });
-        // While the disk fails reads, only the reader that goes past the failing calls looks: the judge changes nothing.
-        let by_store = !self.reads_may_fail;
-        if by_store && let Err(what) = read_by_store(vm, point, &truth) {
-            return self.misread(Rule::I04, what.of(&format!("cut {number}")));
+        // While the disk fails reads, or the store has stopped, only the reader that goes past both looks.
+        let by_store = !self.reads_may_fail && vm.stopped().is_none();
+        let read = if by_store { read_by_store(vm, point, &truth) } else { Ok(()) };
+        if let Err(what) = read {
+            return self.misread(Rule::I04, disk, what.of(&format!("cut {number}")));
         }
         if (twice || !by_store)
             && let Err(what) = read_by_others(vm, disk, point, &truth)
         {
-            return self.misread(Rule::I04, what.of(&format!("cut {number}, read by its files alone")));
+            return self.misread(Rule::I04, disk, what.of(&format!("cut {number}, read by its files alone")));
         }
         self.kept(Rule::I04);
         self.kept(Rule::I06);
     }
 
     /// A point that cannot be read is a broken promise unless its files were damaged; wrong content always is.
-    fn misread(&mut self, rule: Rule, what: Misread) {
+    fn misread(&mut self, rule: Rule, disk: &MemFiles, what: Misread) {
         match what {
+            // The host lost power in the middle of the look: it is looked at again once it is back.
+            Misread::Error(_) if disk.free_space().is_err() => {}
             Misread::Error(_) if self.is_excused(Excuse::Damaged) || self.reads_may_fail => {}
             Misread::Error(what) | Misread::Wrong(what) => self.fail(rule, what),
         }
@@ -135,7 +138,7 @@ impl Judge {
             let read = qcow2::read(disk, &path.to_string_lossy(), false);
             match read.map_err(Misread::Error).and_then(|bytes| compare(&truth, disk_id, &bytes)) {
                 Ok(()) => self.kept(Rule::I31),
-                Err(what) => self.misread(Rule::I31, what),
+                Err(what) => self.misread(Rule::I31, disk, what),
             }
         }
     }

@@ -28,6 +28,9 @@ impl Judge {
                 format!("a comparison is required, and nothing has happened that calls for one: {:?}", record.cause)
             });
         }
+        if let Some(job) = record.transfer_job.and_then(|job| self.primary.jobs.get_mut(&job)) {
+            job.is_followed = true;
+        }
         self.primary.durable = Some(record.clone());
     }
 
@@ -85,7 +88,7 @@ impl Judge {
         let acked = self.primary.durable.as_ref().is_some_and(|r| r.acked.is_some());
         let Some(known) = self.primary.jobs.get_mut(&job) else { return };
         known.is_done.get_or_insert(false);
-        let is_wrong = known.epoch == epoch && acked;
+        let is_wrong = known.epoch == epoch && known.is_followed && acked;
         self.expect(Rule::I46, !is_wrong, || {
             format!("job {job} was ended as failed by a restart, and initial replication had succeeded")
         });
@@ -124,6 +127,11 @@ impl Judge {
             format!("changes of {which:?} since cut {} are in no map: {missing:?}", acked.number)
         });
         self.kept(Rule::I14);
+    }
+
+    /// The faults were over, and replication went on by itself, or stands in a state that waits for a decision.
+    pub fn came_to_order(&mut self) {
+        self.kept(Rule::I51);
     }
 
     /// What an operator is shown.

@@ -19,6 +19,7 @@ impl World {
         self.stage.net.weather().clear(now);
         // A connection that lost or exchanged a frame is itself the fault: no stream of TCP does that and lives.
         self.stage.net.break_mangled(&mut self.stage.agenda);
+        self.stage.scratch_limit = u64::MAX;
         self.stage.trap.disarm();
         self.replica.hook.disarm();
         self.replica.book.dies_at = None;
@@ -46,6 +47,7 @@ impl World {
             let since = self.quiet_since.unwrap_or_default();
             let deadline = since + Millis(2 * self.interval().0) + SLACK;
             if self.has_converged(since) {
+                self.stage.judge.came_to_order();
                 break;
             }
             if !self.stage.judge.violations().is_empty() {
@@ -76,8 +78,9 @@ impl World {
 
     /// Nothing was acknowledged in time: something must be waiting for a decision, and say so.
     fn judge_rest(&mut self) {
-        if let Err(what) = self.is_in_named_state() {
-            self.broken(Rule::I51, what);
+        match self.is_in_named_state() {
+            Ok(()) => self.stage.judge.came_to_order(),
+            Err(what) => self.broken(Rule::I51, what),
         }
     }
 
