@@ -15,8 +15,6 @@ mod points;
 mod primary_side;
 mod qcow2;
 mod replica_side;
-#[cfg(test)]
-mod tests {}
 mod truth;
 
 pub use points::Depth;
@@ -129,6 +127,8 @@ pub enum Excuse {
     MessageAltered,
     /// The replica was removed.
     ReplicaRemoved,
+    /// Initial replication was stopped before it was known whether its first cycle had arrived.
+    InitialStopped,
     /// The store's files were damaged behind its back.
     Damaged,
     /// The replica host lost what its catalogue said.

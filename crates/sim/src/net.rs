@@ -188,7 +188,7 @@ impl Net {
         let sent = conn.to[to.index()].sent;
         let breaks = conn.breaks.filter(|(end, at)| *end == to && sent + bytes.len() as u64 >= *at);
         if let Some((_, at)) = breaks {
-            bytes.truncate((at - sent) as usize);
+            bytes.truncate(at.saturating_sub(sent) as usize);
         }
         self.put(id, to, Arrived::Bytes(bytes), entries);
         if breaks.is_some() {
@@ -361,6 +361,3 @@ fn frames(bytes: &[u8]) -> Vec<&[u8]> {
     }
     out
 }
-
-#[cfg(test)]
-mod tests {}

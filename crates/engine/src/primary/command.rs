@@ -39,7 +39,7 @@ impl Relationship {
             return Err(wrong_state("stop initial replication", self.record.state));
         }
         self.halt(actions);
-        self.record.base = None;
+        self.forget_initial();
         self.enter(State::Ready, None, actions);
         actions.push(Action::EndTracking);
         self.end_job(Err(Refusal::new(ReturnCode::Failed, "initial replication was stopped by an operator")), actions);

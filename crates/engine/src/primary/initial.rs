@@ -90,10 +90,16 @@ impl Relationship {
         self.reopen(now, actions);
     }
 
+    /// Tracking is about to end. A first cycle that may still turn out to have arrived is nothing to go on from then:
+    /// what was written after it is in no map.
+    pub(super) fn forget_initial(&mut self) {
+        (self.record.base, self.record.sent) = (None, None);
+    }
+
     /// Initial replication cannot work as things are: back to "ready", with the cause on the job.
     pub(super) fn fail_initial(&mut self, failure: Failure, actions: &mut Actions) {
         self.halt(actions);
-        self.record.base = None;
+        self.forget_initial();
         self.enter(understudy_model::State::Ready, Some(failure.refusal.reason.clone()), actions);
         actions.push(Action::EndTracking);
         self.end_job(Err(failure.refusal), actions);

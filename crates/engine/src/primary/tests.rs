@@ -376,6 +376,25 @@ fn stopping_initial_replication_goes_back_to_ready_and_ends_tracking() {
 }
 
 #[test]
+fn a_first_cycle_that_arrived_before_initial_replication_was_stopped_is_not_built_upon() {
+    let mut play = Play::new();
+    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.opened(TargetReport::default());
+    play.tracked();
+    play.copied();
+    let (token, number, _) = play.cut();
+    play.computed(token, 1);
+    play.command(Command::StopInitial).unwrap();
+    assert!(play.take().contains(&Action::EndTracking));
+
+    play.command(Command::Start { transfer_job: job() }).unwrap();
+    let theirs = CutRef { generation: Generation(1), number, digest: digest(1) };
+    play.opened(TargetReport { newest: Some(theirs), ..Default::default() });
+    assert_eq!(play.state(), State::ResyncRequired, "what was written since is in no map");
+    assert_eq!(play.relationship.record().acked, None);
+}
+
+#[test]
 fn a_crash_between_the_acknowledgement_and_the_end_of_its_job_does_not_lose_the_end() {
     let mut play = Play::new();
     play.command(Command::Start { transfer_job: job() }).unwrap();

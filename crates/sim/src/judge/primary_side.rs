@@ -19,10 +19,20 @@ impl Judge {
             let rises = record.cut_last >= before.cut_last
                 && record.session_last >= before.session_last
                 && record.generation >= before.generation;
+            if before.sent.is_some() && before.acked.is_none() && to == State::Ready {
+                self.excuse(Excuse::InitialStopped);
+            }
             self.expect(Rule::I09, rises, || format!("a number fell: {before:?} was followed by {record:?}"));
         }
         if record.state == State::ResyncRequired {
-            let excused = [Excuse::TrackingLost, Excuse::PutBack, Excuse::MessageAltered, Excuse::CatalogueLost];
+            let excused = [
+                Excuse::TrackingLost,
+                Excuse::PutBack,
+                Excuse::MessageAltered,
+                Excuse::CatalogueLost,
+                Excuse::ReplicaRemoved,
+                Excuse::InitialStopped,
+            ];
             let is_excused = excused.iter().any(|e| self.is_excused(*e));
             self.expect(Rule::I51, is_excused && record.cause.is_some(), || {
                 format!("a comparison is required, and nothing has happened that calls for one: {:?}", record.cause)
