@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::coverage::Coverage;
 use crate::fault::Fault;
 use crate::judge::{Rule, Violation};
+use crate::mutation::Mutation;
 use crate::trace::Keep;
 use crate::world::World;
 
@@ -23,6 +26,8 @@ pub struct Verdict {
     pub acks: u64,
     /// Faults that struck.
     pub faults: Vec<Fault>,
+    /// What was met.
+    pub coverage: Coverage,
     /// Names the trace.
     pub digest: String,
     /// Lines of the trace.
@@ -35,8 +40,18 @@ pub struct Verdict {
 
 /// Runs the world of a seed.
 pub fn run_seed(seed: u64, keep: Keep) -> Verdict {
-    let mut world = World::new(seed, keep);
-    world.run();
+    run_with(seed, keep, None)
+}
+
+/// The same, with a mistake made on purpose.
+pub fn run_with(seed: u64, keep: Keep, mutation: Option<Mutation>) -> Verdict {
+    let mut world = World::new(seed, keep, mutation);
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
+    if let Err(panic) = ended {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        world.broken(Rule::I51, format!("panicked: {}", text.unwrap_or_default()));
+    }
     let judge = world.judge();
     Verdict {
         seed,
@@ -45,6 +60,7 @@ pub fn run_seed(seed: u64, keep: Keep) -> Verdict {
         counts: judge.counts(),
         acks: judge.acks().len() as u64,
         faults: world.struck().to_vec(),
+        coverage: world.coverage(),
         digest: world.trace().digest(),
         lines: world.trace().lines(),
         recent: world.trace().recent(),

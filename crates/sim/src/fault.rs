@@ -4,9 +4,11 @@ use understudy_model::Millis;
 use understudy_store::CrashPoint;
 use understudy_store::files::{Call, Fault as Failing, FaultPlan};
 
+use crate::coverage::Kind;
 use crate::judge::Excuse;
 use crate::net::{End, Mangle, Outage, Weather};
 use crate::primary::points::Point;
+use crate::replica::Wish;
 use crate::world::{Happening, Healing, World};
 
 /// A kind of fault; what exactly happens is drawn when it strikes.
@@ -58,7 +60,7 @@ impl Fault {
         (Fault::Inject, 2),
         (Fault::NewWeather, 2),
         (Fault::PrimaryCrash, 3),
-        (Fault::PrimaryPoint, 10),
+        (Fault::PrimaryPoint, 16),
         (Fault::PrimaryPause, 1),
         (Fault::PrimaryFull, 2),
         (Fault::PrimaryPowerCut, 1),
@@ -66,7 +68,7 @@ impl Fault {
         (Fault::QemuRestarted, 1),
         (Fault::CutEnds, 3),
         (Fault::ReplicaCrash, 3),
-        (Fault::ReplicaPoint, 12),
+        (Fault::ReplicaPoint, 40),
         (Fault::ReplicaAtChange, 8),
         (Fault::ReplicaAtRecord, 3),
         (Fault::ReplicaStop, 1),
@@ -81,6 +83,10 @@ impl Fault {
     ];
 }
 
+fn points_of<P: Copy>(all: &[P], is_wanted: impl Fn(&P) -> bool) -> Vec<P> {
+    all.iter().copied().filter(|point| is_wanted(point)).collect()
+}
+
 /// Longest outage and pause: longer than every timeout of the daemons.
 const LONG: u64 = 90_000;
 
@@ -92,6 +98,10 @@ impl World {
         self.stage.say("fault", format_args!("{fault:?}"));
         self.struck.push(fault);
         self.stage.judge.fault_struck();
+        // These may find nothing to work on.
+        if !matches!(fault, Fault::PutBack | Fault::Replay | Fault::Inject) {
+            self.stage.coverage.met(Kind::Fault, format!("{fault:?}"));
+        }
         match fault {
             Fault::Break | Fault::BreakAtByte | Fault::BlackHole | Fault::OneWay | Fault::Stall => {
                 self.strike_link(fault);
@@ -135,12 +145,21 @@ impl World {
                 let to = *self.chance.pick(&[End::Listener, End::Listener, End::Dialer]);
                 // What a message says may be believed; what data says is checked.
                 self.stage.judge.excuse(Excuse::MessageAltered);
+                self.stage.coverage.met(Kind::Mangle, format!("{mangle:?}"));
                 self.stage.net.weather().mangle = Some((mangle, to, self.chance.below(8) as u32));
             }
-            Fault::Replay => _ = self.stage.net.replay(&mut self.stage.agenda),
+            Fault::Replay => {
+                if self.stage.net.replay(&mut self.stage.agenda).is_some() {
+                    self.stage.coverage.met(Kind::Fault, "Replay");
+                    self.stage.judge.repeats_begin();
+                }
+            }
             Fault::Inject => {
                 self.stage.judge.excuse(Excuse::MessageAltered);
-                self.stage.net.inject(&mut self.stage.agenda);
+                if self.stage.net.inject(&mut self.stage.agenda).is_some() {
+                    self.stage.coverage.met(Kind::Fault, "Inject");
+                    self.stage.judge.repeats_begin();
+                }
             }
             _ => {
                 let drawn = Weather::draw(&mut self.chance);
@@ -155,14 +174,14 @@ impl World {
         let nth = self.chance.between(1, 3) as u32;
         match fault {
             Fault::PrimaryCrash => self.crash_primary(true),
-            Fault::PrimaryPoint => self.stage.trap.arm(*self.chance.pick(Point::ALL), nth),
+            Fault::PrimaryPoint => self.trap_primary(nth),
             Fault::PrimaryPause => self.primary_paused = self.stage.now() + Millis(self.chance.between(5_000, LONG)),
             Fault::PrimaryFull => {
                 self.primary.book.is_full = true;
                 self.heal_later(Healing::PrimaryFull, 1_000, 20_000);
             }
             Fault::PrimaryPowerCut => self.cut_primary_power(),
-            Fault::ReplicaPoint => self.replica.hook.arm(*self.chance.pick(CrashPoint::ALL), nth),
+            Fault::ReplicaPoint => self.trap_replica(nth),
             Fault::ReplicaAtChange => self.replica.disk.power_off_after(self.chance.below(60)),
             Fault::ReplicaAtRecord => self.replica.book.dies_at = Some((nth, self.chance.percent(50))),
             Fault::ReplicaStop => {
@@ -179,6 +198,64 @@ impl World {
                 self.crash_replica();
             }
             _ => self.crash_replica(),
+        }
+    }
+
+    /// In some worlds a daemon dies within the initial replication, which is over before most faults strike.
+    pub(crate) fn trap_beginnings(&mut self) {
+        let nth = self.chance.between(1, 2) as u32;
+        match self.chance.below(8) {
+            0 => {
+                let points = points_of(Point::ALL, |p| p.name().starts_with("initial/"));
+                self.stage.trap.arm(*self.chance.pick(&points), nth);
+            }
+            1 => {
+                let points = points_of(CrashPoint::ALL, |p| p.name().starts_with("initial/"));
+                self.replica.hook.arm(*self.chance.pick(&points), nth);
+            }
+            _ => {}
+        }
+    }
+
+    /// Places of the initial replication are left out once it is over.
+    fn trap_primary(&mut self, nth: u32) {
+        let is_begun = self.primary.book.record().is_some_and(|r| r.acked.is_some());
+        let mut points = points_of(Point::ALL, |p| !is_begun || !p.name().starts_with("initial/"));
+        // Cycles are seldom given up.
+        points.extend([Point::AbortBeforeMerge; 2]);
+        self.stage.trap.arm(*self.chance.pick(&points), nth);
+    }
+
+    fn trap_replica(&mut self, nth: u32) {
+        let is_begun = self.replica.store().is_some_and(|vm| vm.newest().is_some());
+        let mut points = points_of(CrashPoint::ALL, |p| !is_begun || !p.name().starts_with("initial/"));
+        // Many worlds have nothing to merge or to commit.
+        let seldom = points_of(CrashPoint::ALL, |p| p.name().starts_with("prune/") || p.name().starts_with("apply/"));
+        points.extend([seldom.clone(), seldom].concat());
+        points.extend(points_of(CrashPoint::ALL, |p| p.name().starts_with("receive/")));
+        let point = *self.chance.pick(&points);
+        // What happens often enough may happen a few times before; the rest is waited for once.
+        let is_frequent = point.name().starts_with("receive/");
+        self.replica.hook.arm(point, if is_frequent { nth } else { 1 });
+        self.bring_about(point);
+    }
+
+    /// Operators fail over too rarely for a trap there to spring by itself.
+    fn bring_about(&mut self, point: CrashPoint) {
+        let take_over =
+            if self.chance.percent(50) { Wish::FailOver } else { Wish::FailOverTo(self.chance.below(8) as usize) };
+        let wishes: &[Wish] = match point {
+            CrashPoint::FailoverRevertMid if self.chance.percent(50) => &[Wish::Test(0), Wish::EndTest],
+            CrashPoint::FailoverRevertMid => &[take_over, Wish::Revert],
+            CrashPoint::FailoverCommitBegin | CrashPoint::FailoverCommitMid | CrashPoint::FailoverCommitDone => {
+                &[take_over, Wish::Commit]
+            }
+            _ if point.name().starts_with("failover/") => &[take_over],
+            _ => return,
+        };
+        for (i, wish) in wishes.iter().enumerate() {
+            let wait = Millis(300 * (i as u64 + 1) + self.chance.below(1_500));
+            self.stage.agenda.after(wait, Happening::Wish(*wish));
         }
     }
 
@@ -200,6 +277,8 @@ impl World {
                     for_ever: self.chance.percent(40),
                 };
                 self.stage.say("fault", format_args!("{plan:?}"));
+                self.stage.coverage.met(Kind::DiskCall, format!("{:?}", plan.call));
+                self.stage.coverage.met(Kind::DiskFault, format!("{:?}", plan.fault));
                 self.replica.faulty.plan(Some(plan));
                 self.stage.judge.reads_may_fail = true;
                 self.heal_later(Healing::Disk, 1_000, 20_000);
@@ -218,6 +297,7 @@ impl World {
     }
 
     fn jump_clocks(&mut self) {
+        self.stage.judge.clocks_jumped();
         const YEARS: u64 = 10 * 365 * 86_400_000;
         let jump = |clock: u64, chance: &mut crate::chance::Chance| match chance.below(4) {
             0 => clock + YEARS,

@@ -10,6 +10,7 @@ use std::fmt;
 use understudy_engine::primary::Record;
 use understudy_engine::replica;
 use understudy_model::{CutDigest, CutNumber, Generation, JobId, PointId, SessionNumber, State, Timestamp};
+use understudy_store::CrashPoint;
 
 mod points;
 mod primary_side;
@@ -57,6 +58,40 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// Every rule.
+    pub const ALL: &[Rule] = &[
+        Rule::I01,
+        Rule::I02,
+        Rule::I03,
+        Rule::I04,
+        Rule::I05,
+        Rule::I06,
+        Rule::I08,
+        Rule::I09,
+        Rule::I10,
+        Rule::I11,
+        Rule::I12,
+        Rule::I13,
+        Rule::I14,
+        Rule::I15,
+        Rule::I16,
+        Rule::I22,
+        Rule::I23,
+        Rule::I24,
+        Rule::I28,
+        Rule::I29,
+        Rule::I31,
+        Rule::I33,
+        Rule::I44,
+        Rule::I45,
+        Rule::I46,
+        Rule::I47,
+        Rule::I48,
+        Rule::I49,
+        Rule::I51,
+        Rule::I54,
+    ];
+
     /// The promise in a few words.
     pub fn text(self) -> &'static str {
         match self {
@@ -127,6 +162,8 @@ pub enum Excuse {
     MessageAltered,
     /// The replica was removed.
     ReplicaRemoved,
+    /// The VM was started and stopped between two cuts: what changed its images in between cannot be told.
+    StartedAndStopped,
     /// Initial replication was stopped before it was known whether its first cycle had arrived.
     InitialStopped,
     /// The store's files were damaged behind its back.
@@ -153,6 +190,12 @@ pub struct Judge {
     /// When faults struck.
     faults: Vec<Timestamp>,
     now: Timestamp,
+    /// Frames were sent again that had been sent before.
+    were_repeats: bool,
+    /// The wall clocks jumped.
+    have_clocks_jumped: bool,
+    /// The replica died in the middle of merging or committing; nobody has looked since.
+    was_merge_cut_short: bool,
     /// A disk that fails to read is in force: a point may be unreadable for a while, never wrong.
     pub reads_may_fail: bool,
 }
@@ -241,6 +284,21 @@ impl Judge {
     /// A fault has struck.
     pub fn fault_struck(&mut self) {
         self.faults.push(self.now);
+    }
+
+    /// Frames that were sent before are sent again.
+    pub fn repeats_begin(&mut self) {
+        self.were_repeats = true;
+    }
+
+    /// The wall clocks jump.
+    pub fn clocks_jumped(&mut self) {
+        self.have_clocks_jumped = true;
+    }
+
+    /// The replica's daemon died here.
+    pub fn died_at(&mut self, point: CrashPoint) {
+        self.was_merge_cut_short |= ["prune/", "apply/"].iter().any(|part| point.name().starts_with(part));
     }
 
     /// Cycles acknowledged.

@@ -7,10 +7,12 @@
 pub mod agenda;
 pub mod campaign;
 pub mod chance;
+pub mod coverage;
 pub mod fault;
 pub mod guest;
 pub mod image;
 pub mod judge;
+pub mod mutation;
 pub mod net;
 pub mod operator;
 pub mod primary;

@@ -53,6 +53,53 @@ impl Deed {
     ];
 }
 
+/// What an operator can be granted, by name.
+pub const DONE: &[&str] = &[
+    "Create",
+    "Start",
+    "StopInitial",
+    "Suspend",
+    "Resume",
+    "Modify",
+    "Remove",
+    "ReplicaSuspend",
+    "ReplicaResume",
+    "FailOver",
+    "FailOverTo",
+    "Revert",
+    "Commit",
+    "Test",
+    "EndTest",
+    "ReplicaRemove",
+];
+
+/// The name of a command in [`DONE`].
+pub fn name_of_command(command: &Command) -> &'static str {
+    match command {
+        Command::Start { .. } => "Start",
+        Command::StopInitial => "StopInitial",
+        Command::Suspend => "Suspend",
+        Command::Resume => "Resume",
+        Command::Modify(_) => "Modify",
+        Command::Remove => "Remove",
+    }
+}
+
+/// The name of a wish in [`DONE`].
+pub fn name_of_wish(wish: Wish) -> &'static str {
+    match wish {
+        Wish::Suspend => "ReplicaSuspend",
+        Wish::Resume => "ReplicaResume",
+        Wish::FailOver => "FailOver",
+        Wish::FailOverTo(_) => "FailOverTo",
+        Wish::Revert => "Revert",
+        Wish::Commit => "Commit",
+        Wish::Test(_) => "Test",
+        Wish::EndTest => "EndTest",
+        Wish::Remove => "ReplicaRemove",
+    }
+}
+
 /// The VM of every world.
 pub fn vm_id() -> VmId {
     VmId(Uuid::from_u128(0x7f2c_0b6e_0000_4000_8000_0123_4567_89ab))

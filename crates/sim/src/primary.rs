@@ -9,6 +9,7 @@ use understudy_engine::primary::{Command, Failure, Record};
 use understudy_hypervisor::fake::FakeVm;
 use understudy_model::Refusal;
 
+use crate::coverage::{self, Kind};
 use crate::net::{Arrived, ConnId, End};
 use crate::stage::{Alive, Stage};
 use crate::world::Happening;
@@ -89,6 +90,7 @@ impl PrimaryHost {
         match outcome {
             Ok(record) if self.book.save(&record, &[]) => {
                 stage.judge.persisted(&record);
+                stage.coverage.met(Kind::Deed, "Create");
                 self.start(stage);
             }
             Ok(_) => stage.say("primary", format_args!("the relationship cannot be recorded")),
@@ -129,6 +131,8 @@ impl PrimaryHost {
         if std::mem::take(&mut self.is_running) {
             self.daemon = None;
             self.vm.lose_daemon();
+            let how = if host_lives { coverage::PRIMARY_KILLED } else { coverage::PRIMARY_POWER };
+            stage.coverage.met(Kind::Crash, how);
             stage.say("primary", format_args!("is gone"));
             stage.judge.fault_struck();
         }

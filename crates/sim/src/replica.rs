@@ -11,6 +11,9 @@ use understudy_model::{CutNumber, Millis};
 use understudy_store::files::{Crash, FaultyFiles, Files, MemFiles};
 use understudy_store::{StoreOptions, VmStore};
 
+use crate::coverage::{self, Kind};
+use crate::mutation::Mutation;
+use crate::mutation::files::LyingFiles;
 use crate::net::{Arrived, ConnId, End};
 use crate::stage::{Alive, Stage};
 use crate::world::Happening;
@@ -153,7 +156,12 @@ impl ReplicaHost {
         self.life += 1;
         self.daemon = None;
         let options = StoreOptions { reserve: RESERVE, receive_floor: RECEIVE_FLOOR, checkpoints: self.hook.clone() };
-        let files = Arc::new(self.faulty.clone());
+        let files: Arc<dyn Files> = match stage.mutation {
+            Some(lie @ (Mutation::FilesNotSynced | Mutation::NamesNotSynced | Mutation::FailedSyncIgnored)) => {
+                Arc::new(LyingFiles::new(Arc::new(self.faulty.clone()), lie))
+            }
+            _ => Arc::new(self.faulty.clone()),
+        };
         let opened = Hub::open(self.disk.clone(), files, options, self.life, self.book.durable.clone(), stage);
         match opened {
             Ok(hub) if self.is_alive() => {
@@ -176,6 +184,16 @@ impl ReplicaHost {
     pub fn crash(&mut self, stage: &mut Stage, crash: Crash, host_lives: bool) {
         if self.daemon.take().is_some() {
             stage.say("replica", format_args!("is gone: {crash:?}"));
+            let how = match crash {
+                Crash::Killed => coverage::REPLICA_KILLED,
+                Crash::LostAll => coverage::REPLICA_POWER_ALL,
+                Crash::Seed(_) => coverage::REPLICA_POWER_SOME,
+            };
+            stage.coverage.met(Kind::Crash, how);
+        }
+        if let Some(point) = self.hook.sprung() {
+            stage.coverage.met(Kind::ReplicaPoint, point.name());
+            stage.judge.died_at(point);
         }
         self.hook.disarm();
         self.disk.crash(crash);

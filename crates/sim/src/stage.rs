@@ -7,7 +7,9 @@ use understudy_store::files::Crash;
 
 use crate::agenda::Agenda;
 use crate::chance::Chance;
+use crate::coverage::{Coverage, Kind};
 use crate::judge::Judge;
+use crate::mutation::Mutation;
 use crate::net::Net;
 use crate::primary::points::{Point, Trap};
 use crate::trace::Trace;
@@ -56,6 +58,10 @@ pub struct Stage {
     pub trap: Trap,
     /// Most scratch space of a cut.
     pub scratch_limit: u64,
+    /// What was met so far.
+    pub coverage: Coverage,
+    /// The mistake that is made on purpose, if one is.
+    pub mutation: Option<Mutation>,
     /// How slow the replica's disk is at present, as a factor.
     pub slowness: u64,
 }
@@ -85,9 +91,15 @@ impl Stage {
         }
     }
 
+    /// Whether this mistake is made on purpose.
+    pub fn makes(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
     /// The primary's daemon passes a crash point.
     pub fn pass(&mut self, point: Point) -> Alive {
         if self.trap.springs(point) {
+            self.coverage.met(Kind::PrimaryPoint, point.name());
             self.say("primary", format_args!("dies at {point}"));
             return Err(Died);
         }

@@ -19,13 +19,15 @@ use understudy_store::{Store, StoreOptions};
 
 use crate::agenda::Agenda;
 use crate::chance::Chance;
+use crate::coverage::{self, Coverage, Kind};
 use crate::fault::Fault;
 use crate::guest::Guest;
-use crate::judge::{Judge, Rule};
+use crate::judge::{Excuse, Judge, Rule};
+use crate::mutation::Mutation;
 use crate::net::{ConnId, End, Net, Weather};
 use crate::primary::points::Trap;
 use crate::primary::{self, PrimaryHost};
-use crate::replica::{self, Durable, ReplicaHost};
+use crate::replica::{self, Durable, ReplicaHost, Wish};
 use crate::stage::{Stage, WallClocks};
 use crate::temper::Temper;
 use crate::trace::{Keep, Trace};
@@ -53,6 +55,8 @@ pub enum Happening {
     Copy,
     /// A host that stood still goes on.
     Awake,
+    /// An operator asks the replica for this.
+    Wish(Wish),
     /// Somebody looks at what both sides report.
     Look,
 }
@@ -110,7 +114,7 @@ pub struct World {
 
 impl World {
     /// The world of a seed.
-    pub fn new(seed: u64, keep: Keep) -> Self {
+    pub fn new(seed: u64, keep: Keep, mutation: Option<Mutation>) -> Self {
         let mut chance = Chance::new(seed);
         let temper = Temper::draw(&mut chance.split());
         let mut weather_chance = chance.split();
@@ -131,6 +135,8 @@ impl World {
             wall: WallClocks::default(),
             trap: Trap::default(),
             scratch_limit: temper.scratch_limit,
+            coverage: Coverage::default(),
+            mutation,
             slowness: 1,
         };
         let guest = Guest::new(sizes, temper.guest_pause, chance.split());
@@ -179,6 +185,7 @@ impl World {
         self.stage.agenda.after(Millis(500), Happening::Look);
         self.stage.agenda.after(Millis(self.temper.settings.interval.0 * 3), Happening::Copy);
         self.put_off_fault();
+        self.trap_beginnings();
     }
 
     fn put_off_fault(&mut self) {
@@ -227,6 +234,7 @@ impl World {
             Happening::Fault => {}
             Happening::Operator => self.operate(),
             Happening::Heal(healing) => self.heal(healing),
+            Happening::Wish(wish) => self.wish(wish),
             Happening::Copy => self.copy(),
             Happening::Awake => self.wake_up(),
             Happening::Look => self.look_around(),
@@ -367,6 +375,9 @@ impl World {
         if !keeps_maps {
             self.stage.judge.tracking_lost();
         }
+        if self.primary.book.images().iter().any(|image| image.stamp.is_some()) {
+            self.stage.judge.excuse(Excuse::StartedAndStopped);
+        }
         let wait = Millis(self.chance.between(100, 5_000));
         self.stage.agenda.after(wait, Happening::Heal(Healing::QemuStarts));
     }
@@ -402,7 +413,9 @@ impl World {
         if self.quiet_since.is_none() && self.chance.percent(20) {
             self.replica.disk.power_off_after(self.chance.below(12));
         }
-        self.replica.start(&mut self.stage);
+        if !self.replica.start(&mut self.stage) {
+            self.stage.coverage.met(Kind::Crash, coverage::REPLICA_RECOVERING);
+        }
         self.after_replica();
     }
 
@@ -439,6 +452,7 @@ impl World {
             self.replica.book.durable = durable;
         }
         self.replica.exchange_disk(disk);
+        self.stage.coverage.met(Kind::Fault, "PutBack");
         let record = self.replica.book.durable.as_ref().filter(|_| is_whole_host).map(|d| d.record.clone());
         self.stage.judge.put_back(newest, record.as_ref());
         self.after_replica();
@@ -447,6 +461,10 @@ impl World {
     fn look_around(&mut self) {
         if let Some(report) = self.primary.report(&self.stage) {
             let interval = self.interval();
+            let mut report = report;
+            if self.stage.makes(Mutation::HealthAlwaysOk) {
+                report.health = understudy_model::Health::Ok;
+            }
             self.stage.judge.check_health(&report, interval);
         }
         self.stage.agenda.after(Millis(700), Happening::Look);
@@ -470,6 +488,15 @@ impl World {
     /// The faults that struck, in order.
     pub fn struck(&self) -> &[Fault] {
         &self.struck
+    }
+
+    /// What was met.
+    pub fn coverage(&self) -> Coverage {
+        let mut coverage = self.stage.coverage.clone();
+        for (rule, looks) in self.stage.judge.checks() {
+            coverage.met_often(Kind::Rule, rule.to_string(), *looks);
+        }
+        coverage
     }
 
     /// Where it stands at the primary.

@@ -32,6 +32,7 @@ impl Judge {
                 Excuse::CatalogueLost,
                 Excuse::ReplicaRemoved,
                 Excuse::InitialStopped,
+                Excuse::StartedAndStopped,
             ];
             let is_excused = excused.iter().any(|e| self.is_excused(*e));
             self.expect(Rule::I51, is_excused && record.cause.is_some(), || {
@@ -142,6 +143,9 @@ impl Judge {
     /// The faults were over, and replication went on by itself, or stands in a state that waits for a decision.
     pub fn came_to_order(&mut self) {
         self.kept(Rule::I51);
+        if self.have_clocks_jumped {
+            self.kept(Rule::I54);
+        }
     }
 
     /// What an operator is shown.

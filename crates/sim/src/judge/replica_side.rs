@@ -188,14 +188,18 @@ impl Judge {
 }
 
 impl Judge {
-    /// The store as a power cut at the instant of an acknowledgement leaves it.
-    pub fn check_durable(&mut self, vm: Option<&Arc<VmStore>>, copy: &MemFiles) {
+    /// The store as a power cut at the instant of an acknowledgement leaves it. `is_whole`: nothing was damaged before.
+    pub fn check_durable(&mut self, vm: Option<&Arc<VmStore>>, copy: &MemFiles, is_whole: bool) {
         let newest = vm.and_then(|vm| vm.newest()).map(|cut| cut.id.digest);
         let acked = self.replica.acked;
         let holds = self.expect(Rule::I01, newest.is_some() && newest == acked, || {
             format!("cut {acked:?} was acknowledged; after a power cut at that instant {newest:?} is the newest")
         });
         if let Some(vm) = vm.filter(|_| holds) {
+            let damage = vm.report().damage;
+            self.expect(Rule::I01, !is_whole || damage.is_empty(), || {
+                format!("after a power cut at the instant of an acknowledgement: {damage:?}")
+            });
             self.check_points(vm, copy, Depth::Newest);
         }
     }

@@ -20,6 +20,7 @@ use super::points::Point;
 use super::send::Send;
 use super::session::Session;
 use super::{Desk, Timer};
+use crate::mutation::Mutation;
 use crate::stage::{Alive, Stage};
 use crate::world::Happening;
 
@@ -230,7 +231,8 @@ impl Lane {
         let event = match std::mem::replace(&mut self.doing, Doing::Nothing) {
             Doing::Copying(copy) => Some(copy.failed(failure)),
             Doing::Sending(send) => {
-                let event = send.failed(failure);
+                let is_believed = desk.stage.makes(Mutation::LostAckBelieved);
+                let event = if is_believed { send.believed() } else { send.failed(failure) };
                 self.give_back(send.into_cut(), desk);
                 Some(event)
             }
@@ -339,6 +341,9 @@ impl Lane {
             Step::FoldMaps => {
                 self.release(desk);
                 desk.stage.pass(Point::AbortBeforeMerge)?;
+                if desk.stage.makes(Mutation::MapsNotUnited) {
+                    desk.vm.drop_maps(&facts.owner, CutNumber(u64::MAX));
+                }
                 note("unite maps", desk.vm.fold_maps(&facts.owner), desk.stage);
                 Ok(None)
             }
@@ -397,12 +402,21 @@ impl Lane {
             }
         }
         let taken_at = desk.stage.primary_wall();
-        match desk.vm.cut(request) {
+        let mut taken = desk.vm.cut(request);
+        if taken.is_err() && desk.stage.makes(Mutation::LostTrackingIgnored) {
+            // Begun anew as if nothing had been lost.
+            let _ = desk.vm.begin_tracking(&request.owner, &request.disks, request.base);
+            taken = desk.vm.cut(request);
+        }
+        match taken {
             Ok(id) => {
                 desk.stage.say("primary", format_args!("cut {} frozen", request.number));
                 desk.stage.judge.cut_taken(facts.generation, request.number, taken_at);
                 let images = desk.vm.images(id).unwrap_or_default();
                 self.held = Some(Frozen { id, taken_at, images });
+                if desk.stage.makes(Mutation::MapDroppedEarly) {
+                    desk.vm.drop_maps(&facts.owner, request.number);
+                }
                 desk.stage.pass(Point::FrozenBeforeRecord)?;
                 Ok(Event::CutTaken { token })
             }

@@ -17,7 +17,10 @@ use super::lane::{Facts, Lane, Step};
 use super::points::Point;
 use super::session::{Asker, Heard, PING_EVERY, Session};
 use super::{Answer, Desk, Timer};
+use crate::coverage::Kind;
+use crate::mutation::Mutation;
 use crate::net::{Arrived, ConnId, End};
+use crate::operator::name_of_command;
 use crate::stage::Alive;
 use crate::world::Happening;
 
@@ -259,7 +262,11 @@ impl Owner {
             Input::Command(ticket, command) => {
                 let before = self.engine.record().clone();
                 let job = if let Command::Start { transfer_job } = command { Some(transfer_job) } else { None };
+                let name = name_of_command(&command);
                 let answer = self.engine.command(now, command, &mut actions);
+                if answer.is_ok() {
+                    desk.stage.coverage.met(Kind::Deed, name);
+                }
                 if answer.is_err() {
                     if let Some(job) = job {
                         desk.book.finish_job(job, answer.clone());
@@ -352,6 +359,7 @@ impl Owner {
             Action::FoldMaps => self.step(desk, Step::FoldMaps),
             Action::SendSettings => self.send_settings(desk),
             Action::Progress { .. } => {}
+            Action::FinishJob { .. } if desk.stage.makes(Mutation::JobEndForgotten) => {}
             Action::FinishJob { job, result } => {
                 desk.stage.judge.job_finished(job, &result);
                 desk.book.finish_job(job, result);
@@ -374,7 +382,7 @@ impl Owner {
 
     fn persist(&mut self, desk: &mut Desk<'_>, record: Box<Record>) -> Alive {
         desk.stage.pass(Point::BeforePersist)?;
-        if !desk.book.save(&record, &self.images) {
+        if !self.save(desk, &record) {
             self.todo.push_front(Todo::Act(Action::Persist(record)));
             self.is_blocked = true;
             desk.stage.agenda.after(PERSIST_RETRY, Happening::Primary(self.life, Timer::Persist));
@@ -382,6 +390,19 @@ impl Owner {
         }
         desk.stage.judge.persisted(&record);
         desk.stage.pass(Point::AfterPersist)
+    }
+
+    /// Writes the record, or makes the mistake that is to be made.
+    fn save(&self, desk: &mut Desk<'_>, record: &Record) -> bool {
+        match desk.stage.mutation {
+            Some(Mutation::RecordNotWritten) if desk.stage.chance.percent(30) => true,
+            Some(Mutation::NumberNotDurable) => {
+                let cut_last = desk.book.record().map_or(record.cut_last, |r| r.cut_last);
+                let stale = Record { cut_last, ..record.clone() };
+                desk.book.save(&stale, &self.images)
+            }
+            _ => desk.book.save(record, &self.images),
+        }
     }
 
     fn session_number(&self) -> Option<SessionNumber> {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use understudy_engine::primary::Failure;
 use understudy_engine::replica::Choice;
 use understudy_model::{Cut, ErrorKind, Refusal, ReturnCode, State};
-use understudy_store::{FailoverId, FailoverPurpose, FailoverStage, Removal, VmStore};
+use understudy_store::{CrashPoint, FailoverId, FailoverPurpose, FailoverStage, Removal, VmStore};
 use understudy_wire::message::Notice;
 
 use super::hub::{Fault, Hub, outcome};
 use super::{Book, Durable, Wish};
+use crate::coverage::Kind;
 use crate::judge::Depth;
+use crate::operator::name_of_wish;
 use crate::primary::failure;
 use crate::stage::{Alive, Stage};
 
@@ -29,6 +31,7 @@ impl Hub {
         match done {
             Ok(()) => {
                 stage.say("operator", format_args!("replica: {wish:?}: done"));
+                stage.coverage.met(Kind::Deed, name_of_wish(wish));
                 stage.judge.wish_granted(wish, self.durable.as_ref().map(|d| &d.record));
             }
             Err(failure) => {
@@ -110,7 +113,11 @@ impl Hub {
                 let next = Durable { record: durable.record.failed_over(), failover: Some(id.0), ..durable };
                 self.change(next, book, stage)?;
                 stage.judge.failed_over(&failover);
+                // The VM is defined, and runs.
+                let _ = vm.passed(CrashPoint::FailoverBeforeDefine);
+                self.survive()?;
                 self.look_at_overlays(&vm, id, stage);
+                let _ = vm.passed(CrashPoint::FailoverDefined);
                 self.survive()?;
                 Ok(())
             }

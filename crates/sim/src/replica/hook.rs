@@ -51,6 +51,11 @@ impl Hook {
         self.state().sprung.is_some()
     }
 
+    /// Where the daemon has died, if it has died here.
+    pub fn sprung(&self) -> Option<CrashPoint> {
+        self.state().sprung
+    }
+
     /// How often each point was passed.
     pub fn visits(&self) -> BTreeMap<CrashPoint, u64> {
         self.state().visits.clone()

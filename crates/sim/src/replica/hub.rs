@@ -231,7 +231,8 @@ impl Hub {
         match after_power_cut(&self.disk) {
             Ok((store, copy)) => {
                 let vm = store.list().into_iter().next();
-                stage.judge.check_durable(vm.as_ref(), &copy);
+                let is_whole = self.vm().is_some_and(|vm| vm.report().damage.is_empty());
+                stage.judge.check_durable(vm.as_ref(), &copy, is_whole);
             }
             Err(cause) => stage.judge.not_durable(&cause),
         }

@@ -8,11 +8,12 @@ use understudy_store::{UpkeepStep, VmStore};
 use super::hub::Hub;
 use super::{Book, Timer, Wish, wake};
 use crate::judge::Depth;
+use crate::mutation::Mutation;
 use crate::primary::failure;
 use crate::stage::{Alive, Stage};
 
 /// Pause when there is nothing to do.
-const LOOK_EVERY: Millis = Millis(3_000);
+const LOOK_EVERY: Millis = Millis(1_000);
 /// Pause after a step that failed.
 const AFTER_FAILURE: Millis = Millis(5_000);
 
@@ -50,6 +51,9 @@ impl Hub {
             Ok(step) => {
                 stage.say("replica", format_args!("upkeep: {step:?}"));
                 stage.judge.upkeep_done();
+                if stage.makes(Mutation::MergeSpoilsData) {
+                    self.spoil(&vm);
+                }
                 self.look(Depth::All, stage)?;
                 Ok(Millis(stage.chance.below(200)))
             }
@@ -60,6 +64,16 @@ impl Hub {
                 }
                 Ok(AFTER_FAILURE)
             }
+        }
+    }
+
+    /// Changes a byte of the newest state's lowest file, as a merge gone wrong would.
+    fn spoil(&self, vm: &VmStore) {
+        let chains = vm.newest().and_then(|cut| vm.chain(cut.point()).ok()).unwrap_or_default();
+        let lowest = chains.first().and_then(|chain| chain.files.last());
+        if let Some(file) = lowest {
+            let path = file.path.to_string_lossy().trim_start_matches("/memory/").to_owned();
+            let _ = self.disk.damage(&path, 0, |bytes| bytes[0] ^= 1, 1);
         }
     }
 
@@ -114,8 +128,11 @@ impl Hub {
         if dropped.is_empty() {
             return Ok(());
         }
-        let stay: Vec<_> = points.iter().map(|p| p.id).filter(|id| !dropped.contains(id)).collect();
+        let mut stay: Vec<_> = points.iter().map(|p| p.id).filter(|id| !dropped.contains(id)).collect();
         stage.judge.retention_drops(&dropped);
+        if stage.makes(Mutation::NewestPointDropped) {
+            stay.pop();
+        }
         vm.retain(&stay).map_err(|e| failure::chain(&e))
     }
 }
