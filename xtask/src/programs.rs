@@ -41,7 +41,8 @@ impl Sim {
 /// A first seed made from the commit; without one the simulator draws its own.
 fn first_seed() -> Option<u64> {
     let mut command = Command::new("git");
-    let output = command.args(["rev-parse", "HEAD"]).current_dir(cache::source_dir()).output().ok()?;
+    let output =
+        command.args(["-c", "safe.directory=*", "rev-parse", "HEAD"]).current_dir(cache::source_dir()).output().ok()?;
     let commit = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
     let digits = commit.get(..SEED_DIGITS)?;
     u64::from_str_radix(digits, 16).ok()
