@@ -61,7 +61,11 @@ enum Command {
     /// Feeds random bytes to a parser
     Fuzz(fuzz::Fuzz),
     /// Installs what is missing on this machine, and makes the test guest
-    Setup,
+    Setup {
+        /// Also what the benches compare with: rsync, sshd, virtnbdbackup with libvirt
+        #[arg(long)]
+        bench: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -93,11 +97,17 @@ fn run(command: Command, steps: &mut Steps) -> Result<()> {
         }
         Command::Bench { rest } => {
             setup(steps);
+            steps.run("bench setup", |_| setup::install_for_bench());
             steps.run("bench", |counts| programs::bench(&rest, counts));
         }
         Command::Golden => steps.run("golden", cargo::golden),
         Command::Fuzz(fuzz) => steps.run("fuzz", |_| fuzz.run()),
-        Command::Setup => setup(steps),
+        Command::Setup { bench } => {
+            setup(steps);
+            if bench {
+                steps.run("bench setup", |_| setup::install_for_bench());
+            }
+        }
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Installs what tests and demo need and the machine lacks: Debian packages, and a QEMU of 8.0 or later.
+//! Installs what tests, demo and benches need and the machine lacks: Debian packages, and a QEMU of 8.0 or later.
 //!
 //! Nothing is touched that is there already. Everything that is installed is named first. Debian 12 carries QEMU 7.2; a newer one is in
 //! its backports, whose source is added by copying a stanza of the machine's own sources with the suite changed, so that packages
@@ -30,10 +30,24 @@ const EMULATOR_VERSION: (u32, u32) = (8, 0);
 const BACKPORTS: &str = "bookworm-backports";
 const SOURCES: &str = "/etc/apt/sources.list.d";
 
+/// What the benches compare with, and what it needs.
+const BENCH_PROGRAMS: [(&str, &str); 8] = [
+    ("nbdcopy", "libnbd-bin"),
+    ("rsync", "rsync"),
+    ("ssh", "openssh-client"),
+    ("sshd", "openssh-server"),
+    ("virtnbdbackup", "virtnbdbackup"),
+    ("virsh", "libvirt-clients"),
+    ("libvirtd", "libvirt-daemon"),
+    // Not a program: the part of libvirtd that runs QEMU.
+    ("../lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu"),
+];
+/// Debian starts the services it installs, unless this program says no.
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
 /// Installs what is missing.
 pub fn install() -> Result<()> {
-    let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !process::is_installed(program)).map(|(_, package)| *package).collect();
+    let missing = missing(&PROGRAMS);
     let emulator = emulator_version();
     let emulator_is_fine =
         emulator.is_some_and(|version| version >= EMULATOR_VERSION) && process::is_installed("qemu-img");
@@ -60,6 +74,32 @@ pub fn install() -> Result<()> {
         Some(version) if version >= EMULATOR_VERSION => Ok(()),
         version => bail!("after all that, QEMU is {}", describe(version)),
     }
+}
+
+/// Installs what the benches compare with. Services among it are not started: the benches start their own, by themselves.
+pub fn install_for_bench() -> Result<()> {
+    let missing = missing(&BENCH_PROGRAMS);
+    if missing.is_empty() {
+        println!("nothing is missing");
+        return Ok(());
+    }
+    require_debian_12(&missing, true)?;
+    println!("installing {} (their services are left alone)", missing.join(" "));
+    packages::update_lists()?;
+    let says_no_already = Path::new(SERVICE_POLICY).exists();
+    if !says_no_already {
+        let staged = tempfile_with("#!/bin/sh\nexit 101\n")?;
+        put(&staged, Path::new(SERVICE_POLICY), "755")?;
+    }
+    let outcome = packages::install(&missing, None);
+    if !says_no_already {
+        process::run_command(packages::as_root(["rm", SERVICE_POLICY])?)?;
+    }
+    outcome
+}
+
+fn missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| !process::is_installed(program)).map(|(_, package)| *package).collect()
 }
 
 /// Makes the test guest, so that no test has to be the first.
@@ -101,13 +141,18 @@ fn add_backports() -> Result<()> {
     let path = PathBuf::from(SOURCES).join(name);
     println!("adding {} (its packages are taken only when asked for)", path.display());
     let staged = tempfile_with(&text)?;
+    put(&staged, &path, "644")
+}
+
+/// Moves a staged file where only root may write.
+fn put(staged: &Path, path: &Path, mode: &str) -> Result<()> {
     let (from, to) = (staged.display().to_string(), path.display().to_string());
-    process::run_command(packages::as_root(["install", "-m", "644", &from, &to])?)?;
-    fs::remove_file(staged).context("cannot remove the staged source")
+    process::run_command(packages::as_root(["install", "-m", mode, &from, &to])?)?;
+    fs::remove_file(staged).context("cannot remove the staged file")
 }
 
 fn tempfile_with(text: &str) -> Result<PathBuf> {
-    let path = std::env::temp_dir().join(format!("backports-source-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("setup-staged-{}", std::process::id()));
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
