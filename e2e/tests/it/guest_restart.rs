@@ -115,3 +115,32 @@ fn replication_asked_for_while_the_vm_is_off_begins_when_it_starts_and_a_raw_dis
     ensure!(cause.contains("while the VM was off"), "{cause}");
     Ok(())
 }
+
+#[test]
+fn a_vm_that_comes_and_goes_while_nothing_is_replicated_is_caught_up_with_or_said_to_be_unknown() -> Result<()> {
+    let config = guest(&[(Format::Qcow2, plain), (Format::Qcow2, plain)])?;
+    let mut guest = config.start()?;
+    go_on(&mut guest)?;
+    let protection = Protection::start(&config, |daemon| daemon.allow("cannot be reached"))?;
+    let on = protection.until_cut()?;
+    let say = |word: &str| protection.pair.primary.text(&["replication", word, "web"]);
+    say("suspend")?;
+    guest.poweroff()?;
+    let mut guest = config.start()?;
+    go_on(&mut guest)?;
+    guest.stop_journal()?;
+    guest.poweroff()?;
+    say("resume")?;
+    protection.until_cut()?;
+    protection.assert_equal(config.disks())?;
+    let changed = protection.changed_after(on)?;
+    ensure!(changed.iter().any(|bytes| *bytes > 0) && changed.iter().all(|bytes| *bytes < DELTA_MAX), "{changed:?}");
+
+    // From a cut of the VM while it was off on, only the image's stamp shows that nobody else wrote to it.
+    say("suspend")?;
+    config.start()?.poweroff()?;
+    say("resume")?;
+    let cause = protection.until_state("resync-required")?;
+    ensure!(cause.contains("while the VM was off"), "{cause}");
+    Ok(())
+}

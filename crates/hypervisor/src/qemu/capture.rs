@@ -29,13 +29,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use understudy_model::{Consistency, DiskId, DiskSpec, Timestamp};
 
 use super::answer::{execute, execute_all, failed};
 use super::connect::{RunState, check_version, run_state};
 use super::disks::{Disk, Survey, graph, survey};
-use super::frozen::{Export, Frozen, FrozenDisk};
+use super::frozen::{Export, Frozen, FrozenDisk, remove};
 use super::idle::Idle;
 use super::names::{DUE_MAP, Part};
 use super::scratch::{Scratch, prepare_directory};
@@ -54,6 +54,9 @@ const CBW_TIMEOUT_S: u64 = 2;
 /// How long the host may take to write out what it holds back for the disks. If it takes longer, `stop` would take long as
 /// well, and the guest would wait for that.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
+
+/// How long a QEMU that hangs up is given to be gone.
+const ENDING: Duration = Duration::from_millis(500);
 
 /// Most disks that are frozen the narrow way: each adds 1.3 ms to the pause on a slow host, and the wide way 0.5 ms.
 const NARROW_DISKS_MAX: usize = 4;
@@ -460,12 +463,12 @@ fn add_snapshot(spec: &DiskSpec) -> Command {
 
 /// Takes out what a failed cut left. If that fails too, the next cut or `tidy` does it; the guest runs on either way.
 async fn undo(shared: &Shared) {
-    let result = match shared.try_monitor().await {
-        Ok(Some(mut monitor)) => shared.remove_cut(&mut monitor).await,
-        Ok(None) => Ok(()),
-        Err(err) => Err(err),
-    };
-    if let Err(err) = result {
+    if remove(shared).await.is_ok() {
+        return;
+    }
+    // A QEMU that is just ending hangs up, which may be why the cut failed. A moment later nobody is there.
+    sleep(ENDING).await;
+    if let Err(err) = remove(shared).await {
         tracing::warn!(monitor = %shared.config.monitor.display(), %err, "parts of a failed cut stay for now");
     }
 }

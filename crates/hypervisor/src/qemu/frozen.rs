@@ -225,13 +225,19 @@ async fn watch_scratch(shared: Arc<Shared>, scratch: Arc<Vec<Scratch>>, limit: u
 
 /// Takes the cut out of the VM, however often that must be tried. While it is in, the guest pays for it.
 async fn remove_until_gone(shared: &Shared) {
+    let mut has_failed = false;
     while let Err(err) = remove(shared).await {
-        tracing::warn!(monitor = %shared.config.monitor.display(), %err, "a cut is still in the VM; trying again");
+        // A QEMU that is just ending hangs up once, and takes the cut with it.
+        if has_failed {
+            tracing::warn!(monitor = %shared.config.monitor.display(), %err, "a cut is still in the VM; trying again");
+        }
+        has_failed = true;
         sleep(RELEASE_PAUSE).await;
     }
 }
 
-async fn remove(shared: &Shared) -> Result<()> {
+/// Takes the cut out of the VM.
+pub async fn remove(shared: &Shared) -> Result<()> {
     match shared.try_monitor().await? {
         Some(mut monitor) => shared.remove_cut(&mut monitor).await,
         // The VM is off, and all of it with it.

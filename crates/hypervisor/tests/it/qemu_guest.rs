@@ -40,12 +40,13 @@ async fn keeps_the_order(qemu: Qemu, disks: &[DiskPlan]) {
         // The guest goes on while the cut is read.
         until("the guest goes on", || peek(&vm).1 > before + 1);
         replica.take(&*cut).await.unwrap();
-        cut.release().await.unwrap();
+        cut.release().await.unwrap_or_else(|err| panic!("cut {number} under {qemu:?}: {err:?}"));
         machine.drop_maps(&owner(), CutNumber(number)).await.unwrap();
         let [first, second] = [counter(&replica.disks[0]), counter(&replica.disks[1])];
         assert!(first == second || first == second + 1, "cut {number}: {first} on disk 0, {second} on disk 1");
         assert!(first > last, "cut {number} is newer than the one before");
         last = first;
+        until("the guest has gone past the cut", || peek(&vm).1 > last);
     }
 }
 
