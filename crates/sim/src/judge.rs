@@ -166,10 +166,6 @@ pub enum Excuse {
     StartedAndStopped,
     /// Initial replication was stopped before it was known whether its first cycle had arrived.
     InitialStopped,
-    /// The store's files were damaged behind its back.
-    Damaged,
-    /// The replica host lost what its catalogue said.
-    CatalogueLost,
 }
 
 /// See the module's description.

@@ -7,7 +7,7 @@ use understudy_model::{CutDigest, DiskId};
 use understudy_store::files::{Files, MemFiles};
 use understudy_store::{FailoverId, FailoverStage, PointReport, VmStore};
 
-use super::{CutTruth, Excuse, Judge, Rule, qcow2};
+use super::{CutTruth, Judge, Rule, qcow2};
 use crate::image::Image;
 
 /// How closely the store is looked at.
@@ -133,12 +133,12 @@ impl Judge {
         }
     }
 
-    /// A point that cannot be read is a broken promise unless its files were damaged; wrong content always is.
+    /// A point that cannot be read is a broken promise unless the disk fails; wrong content always is.
     fn misread(&mut self, rule: Rule, disk: &MemFiles, what: Misread) {
         match what {
             // The host lost power in the middle of the look: it is looked at again once it is back.
             Misread::Error(_) if disk.free_space().is_err() => {}
-            Misread::Error(_) if self.is_excused(Excuse::Damaged) || self.reads_may_fail => {}
+            Misread::Error(_) if self.reads_may_fail => {}
             Misread::Error(what) | Misread::Wrong(what) => self.fail(rule, what),
         }
     }

@@ -29,7 +29,6 @@ impl Judge {
                 Excuse::TrackingLost,
                 Excuse::PutBack,
                 Excuse::MessageAltered,
-                Excuse::CatalogueLost,
                 Excuse::ReplicaRemoved,
                 Excuse::InitialStopped,
                 Excuse::StartedAndStopped,

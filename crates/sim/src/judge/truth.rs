@@ -63,10 +63,17 @@ impl Judge {
         });
         let is_new = self.primary.cut_numbers.insert((self.epoch, number));
         self.expect(Rule::I09, is_new, || format!("cut number {number} was used twice"));
-        let is_lost = self.primary.is_tracking_lost;
+        // A VM that is off needs no maps where its images are proven to be as they were.
+        let is_lost = self.primary.is_tracking_lost && !self.is_as_acknowledged();
         self.expect(Rule::I16, !is_lost, || format!("cut {number} was taken although tracking had been lost"));
         let images = Arc::new(self.truth.disks.clone());
         self.truth.frozen.insert((self.epoch, number), (generation, taken_at, images));
+    }
+
+    /// Whether the disks are now as they were at the cut that was acknowledged last.
+    fn is_as_acknowledged(&self) -> bool {
+        let acked = self.primary.durable.as_ref().and_then(|r| r.acked).and_then(|cut| self.truth.cut(cut.digest));
+        acked.is_some_and(|truth| *truth.images == self.truth.disks)
     }
 
     /// The primary computed the digest of a cycle.

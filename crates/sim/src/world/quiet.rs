@@ -86,10 +86,10 @@ impl World {
 
     fn is_in_named_state(&self) -> Result<(), String> {
         let judge = &self.stage.judge;
-        let theirs = self.replica.book.durable.as_ref().map(|d| d.record.clone());
+        let theirs = self.replica.book.durable.as_ref().filter(|_| !self.replica.has_lost_its_files());
         let Some(ours) = self.primary.book.record() else { return Ok(()) };
         let said = |what: &str| format!("the primary is {} ({:?}) and {what}", ours.state, ours.cause);
-        match (ours.state, theirs.as_ref().map(|r| r.state)) {
+        match (ours.state, theirs.map(|d| d.record.state)) {
             (State::Ready | State::Suspended | State::ResyncRequired, _) => Ok(()),
             (State::Critical, None | Some(State::FailedOver | State::Committed)) => {
                 if ours.cause.is_some() {
