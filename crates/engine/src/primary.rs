@@ -166,6 +166,8 @@ pub struct Relationship {
     acked_cut_at: Option<Timestamp>,
     last_failure: Option<String>,
     corrupt_in_a_row: u32,
+    /// Numbers taken over from the replica's refusals since a session was last opened.
+    lessons: u32,
     peer_suspended: bool,
     is_removed: bool,
     progress: Progress,
@@ -176,6 +178,10 @@ pub struct Relationship {
 /// Refusals of the same cut for damage before it is held to be our own mistake: the first may be a passing memory
 /// error, the second a coincidence.
 const CORRUPT_MAX: u32 = 3;
+
+/// Refusals that name a better number and are followed by an attempt at once: one for the generation, one for the
+/// session. What goes on naming new numbers has to wait like any other trouble.
+const LESSONS_MAX: u32 = 2;
 
 impl Relationship {
     /// Takes a relationship up at the start of the process, or when it is created. `seed` spreads its retries.
@@ -194,6 +200,7 @@ impl Relationship {
             acked_cut_at: None,
             last_failure: None,
             corrupt_in_a_row: 0,
+            lessons: 0,
             peer_suspended: false,
             is_removed: false,
             progress: Progress::default(),

@@ -2,7 +2,8 @@
 
 use understudy_model::{CutRef, ErrorKind, Refusal, ReturnCode, SessionNumber, State, Timestamp};
 
-use super::{Action, Actions, Failure, Link, Relationship, TargetReport, Token, Work};
+use super::{Action, Actions, Failure, LESSONS_MAX, Link, Relationship, TargetReport, Token, Work};
+use crate::backoff;
 
 /// What the target's newest cut is to us.
 enum Standing {
@@ -52,6 +53,7 @@ impl Relationship {
             return;
         }
         self.link = Link::Up { session };
+        self.lessons = 0;
         self.peer_suspended = report.is_suspended;
         self.base_positions.clear();
         self.is_base_copied = false;
@@ -101,8 +103,13 @@ impl Relationship {
         }
         self.link = Link::Down { retry_at: now };
         self.put_off(now, &failure);
+        let has_learnt = self.learn(&failure);
+        if has_learnt && self.lessons < LESSONS_MAX {
+            self.lessons += 1;
+            self.not_before = self.not_before.min(now + backoff::FIRST);
+        }
         self.link = Link::Down { retry_at: self.not_before };
-        if self.learn(&failure) {
+        if has_learnt {
             return self.persist(actions);
         }
         self.stats.failed(failure.kind == ErrorKind::Retry);

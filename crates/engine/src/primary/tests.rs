@@ -296,6 +296,32 @@ fn a_session_number_that_was_used_is_passed_over() {
 }
 
 #[test]
+fn a_number_the_replica_names_is_tried_soon_and_a_stream_of_them_is_not() {
+    let mut play = Play::replicating();
+    let session = play.relationship.record().session_last;
+    play.event(Event::LinkLost { session });
+    let refuse = |play: &mut Play, failure: Failure| {
+        let token = play.take().into_iter().rev().find_map(|a| match a {
+            Action::Open { token, .. } => Some(token),
+            _ => None,
+        });
+        play.event(Event::OpenFailed { token: token.expect("a session was asked for"), failure });
+    };
+    let is_soon = |play: &Play| play.relationship.next_deadline().is_some_and(|at| at <= play.now + Millis(1000));
+    for _ in 0..8 {
+        play.wait(30_000);
+        refuse(&mut play, retry());
+    }
+    assert!(!is_soon(&play), "plain trouble waits ever longer");
+    for (lesson, soon) in [true, true, false].into_iter().enumerate() {
+        play.wait(30_000);
+        let number = play.relationship.record().session_last.0 + 10;
+        refuse(&mut play, Failure { session: Some(SessionNumber(number)), ..retry() });
+        assert_eq!(is_soon(&play), soon, "lesson {lesson}");
+    }
+}
+
+#[test]
 fn a_fenced_primary_stands_still_until_the_right_is_handed_back() {
     let mut play = Play::replicating();
     play.event(Event::PeerFailedOver);
