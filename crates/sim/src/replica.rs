@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use understudy_engine::replica::Record;
-use understudy_model::{CutNumber, Millis};
+use understudy_model::Millis;
 use understudy_store::files::{Crash, FaultyFiles, Files, MemFiles};
 use understudy_store::{StoreOptions, VmStore};
 
@@ -51,8 +51,6 @@ pub enum Timer {
 pub struct Durable {
     /// The engine's record.
     pub record: Record,
-    /// The attempt at an initial replication whose data lies in staging.
-    pub attempt: Option<CutNumber>,
     /// The store's number of the failover under way or done.
     pub failover: Option<u64>,
 }

@@ -28,7 +28,7 @@ pub use manifest::{FailoverStage, Object};
 pub use paths::FileNumber;
 pub use store::{CreateError, Removal, RemoveError, Store, StoreError, StoreOptions};
 pub use vm::VmStore;
-pub use vm::base::{BaseBytes, BaseError, BaseReceiver, BaseStart};
+pub use vm::base::{BaseBytes, BaseError, BaseReceiver};
 pub use vm::check::{CheckError, CheckReport, Damage};
 pub use vm::definition::{BLOB_MAX, BlobReceiver, DEFINITION_MAX, Definition, DefinitionError};
 pub use vm::failover::{FailoverError, FailoverId, FailoverPurpose, FailoverReport};

@@ -56,7 +56,7 @@ pub async fn plan(place: &Place, choice: Choice) -> Result<FailoverPlan, Refusal
     let plan = place
         .change(|durable| {
             let plan = durable.record.plan_failover(choice, &cuts).map_err(Refused)?;
-            let next = Durable { record: plan.record.clone(), failover_number: None, ..durable.clone() };
+            let next = Durable { record: plan.record.clone(), failover_number: None };
             Ok::<_, Refused>((next, plan))
         })
         .await
@@ -81,7 +81,7 @@ pub async fn carry_out(place: &Arc<Place>) -> Result<(), Refusal> {
         Ok(id) => place
             .change(|durable| {
                 let record = durable.record.failed_over();
-                Ok::<_, Failure>((Durable { record, failover_number: Some(id.0), ..durable.clone() }, ()))
+                Ok::<_, Failure>((Durable { record, failover_number: Some(id.0) }, ()))
             })
             .await
             .map_err(|f| f.refusal),
@@ -89,7 +89,7 @@ pub async fn carry_out(place: &Arc<Place>) -> Result<(), Refusal> {
             let undone = place
                 .change(|durable| {
                     let record = durable.record.failover_failed();
-                    Ok::<_, Failure>((Durable { record, failover_number: None, ..durable.clone() }, ()))
+                    Ok::<_, Failure>((Durable { record, failover_number: None }, ()))
                 })
                 .await;
             if let Err(err) = undone {
@@ -200,7 +200,7 @@ pub async fn revert(place: &Arc<Place>, premises: &Premises) -> Result<(), Refus
     reverted.map_err(|e| Refusal::new(ReturnCode::Failed, chain(&e)))?;
     let next = place.change(|durable| {
         let record = durable.record.revert().map_err(Refused)?;
-        Ok::<_, Refused>((Durable { record, failover_number: None, ..durable.clone() }, ()))
+        Ok::<_, Refused>((Durable { record, failover_number: None }, ()))
     });
     next.await.map_err(|Refused(refusal)| refusal)
 }

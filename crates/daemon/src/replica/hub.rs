@@ -125,7 +125,6 @@ impl Hub {
         self.make_place(id, Generation(prepare.generation), disks).await?;
         let durable = Durable {
             record: Record::new(id, Generation(prepare.generation), settings.clone()),
-            attempt: None,
             failover_number: None,
         };
         let new = NewRelationship {

@@ -14,7 +14,7 @@ use understudy_model::{
     Cut, CutDigest, CutNumber, CutRef, DiskId, DiskSpec, ErrorKind, Generation, RelationshipId, ReturnCode,
     SessionNumber, Settings, Timestamp,
 };
-use understudy_store::{BaseReceiver, BaseStart, BlobReceiver, CycleHeader, CycleReceiver, Definition, VmStore};
+use understudy_store::{BaseReceiver, BlobReceiver, CycleHeader, CycleReceiver, Definition, VmStore};
 use understudy_wire::Message;
 use understudy_wire::message::{self, BasePositions, Notice, Opened, Position};
 
@@ -181,7 +181,7 @@ impl Place {
     fn opened(&self) -> Opened {
         let durable = self.state().durable.clone();
         let newest = self.store.newest().map(|cut| message::CutRef::from(&cut.id));
-        let base = match (durable.attempt, self.store.base_positions()) {
+        let base = match (self.store.base_attempt(), self.store.base_positions()) {
             (Some(attempt), Some(positions)) => {
                 let positions = positions.into_iter().map(Position::from).collect();
                 Some(BasePositions { attempt: attempt.0, positions })
@@ -251,22 +251,7 @@ impl Place {
             let reason = "the disks of the copy are not those this replica was made for";
             return Err(Failure::new(ErrorKind::Refused, ReturnCode::InvalidParameter, reason));
         }
-        let known = self.state().durable.attempt;
-        let start = if known == Some(attempt) { BaseStart::Resume } else { BaseStart::Restart };
-        if start == BaseStart::Restart {
-            // Forgotten first: data of the old attempt must never be taken for the new one's.
-            self.set_attempt(None)?;
-        }
-        let receiver = self.store.begin_base(session, start).map_err(|e| failure(e.kind(), &e))?;
-        if start == BaseStart::Restart {
-            self.set_attempt(Some(attempt))?;
-        }
-        Ok(receiver)
-    }
-
-    fn set_attempt(&self, attempt: Option<CutNumber>) -> Result<(), Failure> {
-        Handle::current()
-            .block_on(self.change(|durable| Ok::<_, Failure>((Durable { attempt, ..durable.clone() }, ()))))
+        self.store.begin_base(session, attempt).map_err(|e| failure(e.kind(), &e))
     }
 
     /// Begins a cycle, if the record allows it. Called on the intake's thread.
@@ -306,7 +291,7 @@ impl Place {
             // The cut is durable whatever happens here; a state that lags behind is put right at the next start.
             let changed = runtime.block_on(self.change(|d| {
                 let record = Record { state: next.state, ..d.record.clone() };
-                Ok::<_, Failure>((Durable { record, attempt: None, ..d.clone() }, ()))
+                Ok::<_, Failure>((Durable { record, ..d.clone() }, ()))
             }));
             if let Err(failure) = changed {
                 tracing::warn!(relationship = %self.id, cause = %failure.refusal, "the new state is not recorded yet");
@@ -397,7 +382,6 @@ pub fn reconcile(durable: &mut Durable, store: &VmStore) {
     let record = &mut durable.record;
     if record.state == understudy_model::State::InitialReplication && store.newest().is_some() {
         record.state = understudy_model::State::Replicating;
-        durable.attempt = None;
     }
     let report = store.report();
     let (generation, session) = (report.generation, report.session);

@@ -4,9 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use understudy_engine::replica::{Failover, Record};
-use understudy_model::{
-    CutNumber, CutRef, FailoverKind, Generation, RelationshipId, SessionNumber, Settings, State, Timestamp,
-};
+use understudy_model::{CutRef, FailoverKind, Generation, RelationshipId, SessionNumber, Settings, State, Timestamp};
 
 use crate::primary::record::{RecordError, StoredCut};
 
@@ -18,8 +16,6 @@ const VERSION: u32 = 1;
 pub struct Durable {
     /// The engine's.
     pub record: Record,
-    /// The attempt at an initial replication whose data lies in staging.
-    pub attempt: Option<CutNumber>,
     /// The store's number of the failover under way or done.
     pub failover_number: Option<u64>,
 }
@@ -36,8 +32,6 @@ struct Stored {
     failover: Option<StoredFailover>,
     #[serde(default)]
     before_failover: Option<String>,
-    #[serde(default)]
-    attempt: Option<u64>,
     #[serde(default)]
     failover_number: Option<u64>,
 }
@@ -64,7 +58,6 @@ pub fn write(durable: &Durable) -> String {
             taken_at: f.taken_at.0,
         }),
         before_failover: r.before_failover.map(|s| s.name().to_owned()),
-        attempt: durable.attempt.map(|a| a.0),
         failover_number: durable.failover_number,
     };
     serde_json::to_string(&stored).expect("plain data with string keys always serialises")
@@ -95,13 +88,13 @@ pub fn read(text: &str, id: RelationshipId, settings: Settings) -> Result<Durabl
         failover,
         before_failover: stored.before_failover.as_deref().map(state).transpose()?,
     };
-    Ok(Durable { record, attempt: stored.attempt.map(CutNumber), failover_number: stored.failover_number })
+    Ok(Durable { record, failover_number: stored.failover_number })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use understudy_model::{CutDigest, VmId};
+    use understudy_model::{CutDigest, CutNumber, VmId};
 
     #[test]
     fn a_record_comes_back_as_it_was() {
@@ -111,7 +104,7 @@ mod tests {
         record.state = State::FailedOver;
         record.failover = Some(Failover { cut, kind: FailoverKind::Regular, taken_at: Timestamp(5) });
         record.before_failover = Some(State::Suspended);
-        let durable = Durable { record, attempt: Some(CutNumber(4)), failover_number: Some(3) };
+        let durable = Durable { record, failover_number: Some(3) };
         let text = write(&durable);
         assert_eq!(read(&text, durable.record.id, Settings::default()).unwrap(), durable);
     }

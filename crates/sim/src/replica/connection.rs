@@ -247,7 +247,7 @@ impl Hub {
         }
         made.map_err(|e| failure::failure(e.kind(), &e))?;
         let record = understudy_engine::replica::Record::new(id, generation, settings);
-        self.change(Durable { record, attempt: None, failover: None }, book, stage)
+        self.change(Durable { record, failover: None }, book, stage)
     }
 
     fn open_session(&mut self, conn: &mut Connection, open: &Open, book: &mut Book, stage: &mut Stage) -> Alive<bool> {
@@ -301,7 +301,7 @@ impl Hub {
         let vm = self.vm();
         let newest = vm.as_ref().and_then(|vm| vm.newest()).map(|cut| message::CutRef::from(&cut.id));
         let positions = vm.as_ref().and_then(|vm| vm.base_positions());
-        let attempt = self.durable.as_ref().and_then(|d| d.attempt);
+        let attempt = vm.as_ref().and_then(|vm| vm.base_attempt());
         let base = attempt.zip(positions).map(|(attempt, positions)| message::BasePositions {
             attempt: attempt.0,
             positions: positions.into_iter().map(Position::from).collect(),

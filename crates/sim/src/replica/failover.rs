@@ -82,7 +82,7 @@ impl Hub {
         let vm = self.served()?;
         let plan = durable.record.plan_failover(choice, &choices(&vm)).map_err(refused)?;
         stage.judge.failover_planned(choice, &plan.cut);
-        let next = Durable { record: plan.record.clone(), failover: None, ..durable };
+        let next = Durable { record: plan.record.clone(), failover: None };
         self.change(next, book, stage)?;
         self.notify(Notice::FailedOver { generation: plan.record.generation.0 }, stage);
         self.end_session(stage);
@@ -110,7 +110,7 @@ impl Hub {
         };
         match made {
             Ok(id) => {
-                let next = Durable { record: durable.record.failed_over(), failover: Some(id.0), ..durable };
+                let next = Durable { record: durable.record.failed_over(), failover: Some(id.0) };
                 self.change(next, book, stage)?;
                 stage.judge.failed_over(&failover);
                 // The VM is defined, and runs.
@@ -123,7 +123,7 @@ impl Hub {
             }
             Err(err) if vm.stopped().is_some() => Err(failure::failure(err.kind(), &err).into()),
             Err(err) => {
-                let next = Durable { record: durable.record.failover_failed(), failover: None, ..durable };
+                let next = Durable { record: durable.record.failover_failed(), failover: None };
                 self.change(next, book, stage)?;
                 Err(failure::failure(err.kind(), &err).into())
             }
@@ -161,7 +161,7 @@ impl Hub {
     pub(super) fn record_step(&mut self, step: Step, book: &mut Book, stage: &mut Stage) -> Result<(), Fault> {
         let Some(durable) = self.durable.clone() else { return Ok(()) };
         let next = match step {
-            Step::Reverted => Durable { record: durable.record.revert().map_err(refused)?, failover: None, ..durable },
+            Step::Reverted => Durable { record: durable.record.revert().map_err(refused)?, failover: None },
             Step::Committed => Durable { record: durable.record.commit().map_err(refused)?, ..durable },
         };
         self.change(next, book, stage)

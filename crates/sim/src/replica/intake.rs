@@ -10,9 +10,7 @@ use understudy_engine::replica::Record;
 use understudy_engine::retention::is_point_due;
 use understudy_model::{Cut, CutNumber, CutRef, DiskId, DiskSpec, ErrorKind, Millis, SessionNumber, State, Timestamp};
 use understudy_run::{Decoder, Stored, cluster_hash};
-use understudy_store::{
-    BaseBytes, BaseReceiver, BaseStart, CrashPoint, CycleDisk, CycleHeader, CycleReceiver, Session,
-};
+use understudy_store::{BaseBytes, BaseReceiver, CrashPoint, CycleDisk, CycleHeader, CycleReceiver, Session};
 use understudy_wire::Message;
 use understudy_wire::bulk::{BaseRecord, Coding};
 use understudy_wire::message::{
@@ -120,7 +118,7 @@ impl Hub {
     ) -> Result<Option<Message>, Fault> {
         let session = conn.session.ok_or_else(|| failure::bug("data without a session"))?;
         match work {
-            Work::BaseBegin(begin) => self.begin_base(&mut conn.intake, session, &begin, book, stage).map(Some),
+            Work::BaseBegin(begin) => self.begin_base(&mut conn.intake, session, &begin).map(Some),
             Work::Base(disk, records) => self.take_base(&mut conn.intake, disk, &records).map(|()| None),
             Work::BaseSync(sync) => self.sync_base(&conn.intake, &sync).map(Some),
             Work::CycleBegin(begin) => self.begin_cycle(&mut conn.intake, session, &begin).map(|()| None),
@@ -139,14 +137,7 @@ impl Hub {
         active.map(|a| a.store).ok_or_else(|| failure::retry("a newer session was opened"))
     }
 
-    fn begin_base(
-        &mut self,
-        intake: &mut Intake,
-        number: SessionNumber,
-        begin: &BaseBegin,
-        book: &mut Book,
-        stage: &mut Stage,
-    ) -> Result<Message, Fault> {
+    fn begin_base(&mut self, intake: &mut Intake, number: SessionNumber, begin: &BaseBegin) -> Result<Message, Fault> {
         intake.base = None;
         let attempt = CutNumber(begin.attempt);
         let disks = convert::disks(&begin.disks).map_err(|e| failure::failure(ErrorKind::Refused, &e))?;
@@ -155,27 +146,13 @@ impl Hub {
         if !same_disks(&vm.report().disks, &disks) {
             return Err(failure::refused("the disks of the copy are not those this replica was made for").into());
         }
-        let known = self.durable.as_ref().and_then(|d| d.attempt);
-        let start = if known == Some(attempt) { BaseStart::Resume } else { BaseStart::Restart };
-        if start == BaseStart::Restart {
-            // Forgotten first: data of the old attempt must never be taken for the new one's.
-            self.set_attempt(None, book, stage)?;
-        }
-        let receiver = vm.begin_base(session, start);
+        let receiver = vm.begin_base(session, attempt);
         self.survive()?;
         let receiver = receiver.map_err(|e| failure::failure(e.kind(), &e))?;
-        if start == BaseStart::Restart {
-            self.set_attempt(Some(attempt), book, stage)?;
-        }
         let positions = receiver.positions();
         intake.base = Some((attempt, receiver));
         intake.frames = 0;
         Ok(base_positions(attempt, positions))
-    }
-
-    fn set_attempt(&mut self, attempt: Option<CutNumber>, book: &mut Book, stage: &mut Stage) -> Result<(), Fault> {
-        let Some(durable) = self.durable.clone() else { return Err(failure::retry("the replica is gone").into()) };
-        self.change(Durable { attempt, ..durable }, book, stage)
     }
 
     fn take_base(&self, intake: &mut Intake, disk: DiskId, records: &[BaseRecord]) -> Result<(), Fault> {
@@ -261,7 +238,7 @@ impl Hub {
         if let Some(next) = durable.record.sealed() {
             // The cut is durable whatever happens here; a state that lags behind is put right at the next start.
             let record = Record { state: next.state, ..durable.record.clone() };
-            if let Err(Fault::Died) = self.change(Durable { record, attempt: None, ..durable }, book, stage) {
+            if let Err(Fault::Died) = self.change(Durable { record, ..durable }, book, stage) {
                 return Err(Fault::Died);
             }
         }

@@ -28,12 +28,10 @@ impl Hub {
         if report.generation >= durable.record.generation {
             record.session_last = record.session_last.max(report.session);
         }
-        let mut attempt = durable.attempt;
         if awaits_first(record.state) && report.newest.is_some() {
             record = record.sealed().unwrap_or(record);
-            attempt = None;
         }
-        self.change(Durable { record, attempt, ..durable }, book, stage)?;
+        self.change(Durable { record, ..durable }, book, stage)?;
         let in_force = report.failovers.iter().find(|f| f.stage != FailoverStage::Test);
         let mut tests = report.failovers.iter().filter(|f| f.stage == FailoverStage::Test).map(|f| f.id);
         self.test = tests.next_back();

@@ -48,6 +48,7 @@ struct DiskForm {
 #[serde(deny_unknown_fields)]
 struct InitialForm {
     disk: u16,
+    attempt: u64,
     position: u64,
 }
 
@@ -183,7 +184,7 @@ fn write_disk(d: &DiskRecord) -> DiskForm {
 }
 
 fn write_initial(d: &InitialDisk) -> InitialForm {
-    InitialForm { disk: d.disk.0, position: d.position }
+    InitialForm { disk: d.disk.0, attempt: d.attempt.0, position: d.position }
 }
 
 fn write_cut(r: &CutRecord) -> CutForm {
@@ -301,7 +302,7 @@ fn read_disk(d: DiskForm) -> Option<DiskRecord> {
 }
 
 fn read_initial(d: InitialForm) -> Option<InitialDisk> {
-    Some(InitialDisk { disk: DiskId(d.disk), position: d.position })
+    Some(InitialDisk { disk: DiskId(d.disk), attempt: CutNumber(d.attempt), position: d.position })
 }
 
 fn read_cut(c: CutForm) -> Option<CutRecord> {

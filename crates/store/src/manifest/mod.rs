@@ -9,7 +9,7 @@ mod format;
 
 use std::collections::BTreeSet;
 
-use understudy_model::{Cut, CutDigest, DiskId, DiskSpec, Generation, SessionNumber, VmId};
+use understudy_model::{Cut, CutDigest, CutNumber, DiskId, DiskSpec, Generation, SessionNumber, VmId};
 use understudy_run::RunDigest;
 
 use crate::paths::FileNumber;
@@ -69,6 +69,9 @@ pub(crate) struct DiskRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InitialDisk {
     pub(crate) disk: DiskId,
+    /// The map that tracking began with before this copy did. A store that was put back to an older copy shows by it
+    /// that its data is not that of the attempt under way.
+    pub(crate) attempt: CutNumber,
     /// Everything below is durable.
     pub(crate) position: u64,
 }
@@ -297,6 +300,11 @@ impl Manifest {
         }
     }
 
+    /// The attempt whose initial copy lies in staging.
+    pub(crate) fn attempt(&self) -> Option<CutNumber> {
+        self.initial.as_ref().and_then(|disks| disks.first()).map(|initial| initial.attempt)
+    }
+
     /// The disks the VM has now.
     pub(crate) fn current_disks(&self) -> impl Iterator<Item = &DiskSpec> {
         self.disks.iter().filter(|d| !d.removed).map(|d| &d.spec)
@@ -425,6 +433,9 @@ impl Manifest {
         }
         if self.base.is_some() && self.initial.is_some() {
             return Some("an initial copy beside a base");
+        }
+        if self.initial.iter().flatten().any(|disk| Some(disk.attempt) != self.attempt()) {
+            return Some("an initial copy of two attempts");
         }
         if !ordered(self.disks.iter().map(|d| d.spec.id).collect()) {
             return Some("disks out of order");

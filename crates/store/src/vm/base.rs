@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use understudy_model::{DiskId, ErrorKind, Extent, ExtentSet};
+use understudy_model::{CutNumber, DiskId, ErrorKind, Extent, ExtentSet};
 
 use super::sums::{BASE_BLOCK, SummedBase};
 use super::{Space, VmStore, session};
@@ -19,15 +19,6 @@ use crate::files::{Access, set_len};
 use crate::manifest::{InitialDisk, Manifest};
 use crate::paths;
 use crate::{Session, SessionError};
-
-/// How an initial copy begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BaseStart {
-    /// Where the last one got to, or at the beginning if there is none.
-    Resume,
-    /// At the beginning: what is there rests on tracking that was lost.
-    Restart,
-}
 
 /// A piece of a disk.
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +114,7 @@ const PIECES_MAX: usize = 65_536;
 pub struct BaseReceiver {
     vm: Arc<VmStore>,
     session: Session,
+    attempt: CutNumber,
     claim: u64,
     disks: BTreeMap<DiskId, Mutex<BaseDisk>>,
 }
@@ -148,32 +140,30 @@ impl BaseDisk {
 }
 
 impl VmStore {
-    /// Begins or resumes an initial copy.
-    pub fn begin_base(self: &Arc<Self>, session: Session, start: BaseStart) -> Result<BaseReceiver, BaseError> {
+    /// Begins an initial copy, or resumes the one of this attempt. What another attempt left rests on other tracking,
+    /// and nothing is built upon it.
+    pub fn begin_base(self: &Arc<Self>, session: Session, attempt: CutNumber) -> Result<BaseReceiver, BaseError> {
         let manifest = self.manifest();
         check_open(&manifest, session)?;
         self.check_going()?;
         let claim = self.claim_receiving(session).ok_or(BaseError::Busy)?;
         // What a superseded receiver is writing at this moment ends before this one begins.
         drop(self.base_io.write().expect("nothing panics while a base is changed"));
-        let begun = self.begin_claimed(session, start, &manifest);
+        let begun = self.begin_claimed(session, attempt, &manifest);
         let disks = begun.inspect_err(|_| self.end_receiving(claim))?;
-        Ok(BaseReceiver { vm: self.clone(), session, claim, disks })
+        Ok(BaseReceiver { vm: self.clone(), session, attempt, claim, disks })
     }
 
     fn begin_claimed(
         &self,
         session: Session,
-        start: BaseStart,
+        attempt: CutNumber,
         manifest: &Manifest,
     ) -> Result<BTreeMap<DiskId, Mutex<BaseDisk>>, BaseError> {
-        let resumed = match start {
-            BaseStart::Resume if manifest.initial.is_some() => self.resume_base(manifest)?,
-            _ => None,
-        };
-        match resumed {
+        let is_same = manifest.attempt() == Some(attempt);
+        match if is_same { self.resume_base(manifest)? } else { None } {
             Some(disks) => Ok(disks),
-            None => self.restart_base(session, manifest),
+            None => self.restart_base(session, attempt, manifest),
         }
     }
 
@@ -201,6 +191,7 @@ impl VmStore {
     fn restart_base(
         &self,
         session: Session,
+        attempt: CutNumber,
         manifest: &Manifest,
     ) -> Result<BTreeMap<DiskId, Mutex<BaseDisk>>, BaseError> {
         // The positions go first: they must never vouch for a file that is not the one they were measured on.
@@ -214,7 +205,7 @@ impl VmStore {
             disks.insert(spec.id, Mutex::new(disk));
         }
         self.place.sync_dir(paths::STAGING).map_err(|err| self.judge(err))?;
-        let initial = disks.keys().map(|disk| InitialDisk { disk: *disk, position: 0 }).collect();
+        let initial = disks.keys().map(|disk| InitialDisk { disk: *disk, attempt, position: 0 }).collect();
         self.save_positions(session, |m| m.initial = Some(initial))?;
         Ok(disks)
     }
@@ -235,6 +226,11 @@ impl VmStore {
         self.place.sync(&data_file, data).map_err(|err| self.judge(err))?;
         self.place.sync(&sums_file, sums).map_err(|err| self.judge(err))?;
         Ok(SummedBase::new(data_file, sums_file))
+    }
+
+    /// The attempt whose initial copy lies in staging, if one does.
+    pub fn base_attempt(&self) -> Option<CutNumber> {
+        self.manifest().attempt()
     }
 
     /// How far the initial copy got, durably, per disk; none if none is under way.
@@ -305,8 +301,9 @@ impl BaseReceiver {
             positions.push((*disk, position));
         }
         if self.vm.base_positions().as_ref() != Some(&positions) {
-            let initial = positions.iter().map(|(disk, position)| InitialDisk { disk: *disk, position: *position });
-            let initial = initial.collect();
+            let attempt = self.attempt;
+            let entry = |(disk, position): &(DiskId, u64)| InitialDisk { disk: *disk, attempt, position: *position };
+            let initial = positions.iter().map(entry).collect();
             self.vm.save_positions(self.session, |m| m.initial = Some(initial))?;
         }
         for (disk, position) in &positions {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use understudy_model::{ErrorKind, Generation};
+use understudy_model::{CutNumber, ErrorKind, Generation};
 use understudy_store::files::{Crash, Files, MemFiles};
 use understudy_store::{
-    BaseBytes, BaseError, BaseStart, CycleError, FailoverPurpose, Removal, Store, StoreOptions, UpkeepError, VmStore,
+    BaseBytes, BaseError, CycleError, FailoverPurpose, Removal, Store, StoreOptions, UpkeepError, VmStore,
 };
 
 use crate::support::*;
@@ -68,7 +68,7 @@ fn space_that_runs_out_inside_a_cycle_or_copy_gives_up_only_that() {
     primary.write(0, 0, DISK, 5);
     let vm = store.create_vm(primary.vm, primary.generation, &primary.specs).unwrap();
     let session = primary.admit(&vm);
-    let base = vm.begin_base(session, BaseStart::Resume).unwrap();
+    let base = vm.begin_base(session, CutNumber(1)).unwrap();
     files.set_capacity(files.used() + DISK / 2);
     let err = base.write(primary.specs[0].id, 0, BaseBytes::Data(&primary.images[0])).unwrap_err();
     assert!(matches!(&err, BaseError::File(err) if err.is_no_space()), "{err:?}");

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use understudy_model::{CutDigest, CutNumber, DiskId, ErrorKind, Generation, SessionNumber};
 use understudy_store::files::{Access, Crash, Files, MemFiles};
 use understudy_store::{
-    BASE_BLOCK, BaseBytes, BaseError, BaseStart, BlockSum, CreateError, CycleError, CycleHeader, Definition, Removal,
-    RemoveError, SessionError, Store, StoreError,
+    BASE_BLOCK, BaseBytes, BaseError, BlockSum, CreateError, CycleError, CycleHeader, Definition, Removal, RemoveError,
+    SessionError, Store, StoreError,
 };
 
 use crate::support::*;
@@ -54,7 +54,7 @@ fn an_initial_copy_goes_on_where_it_was_durable() {
     let session = primary.admit(&vm);
     let image = primary.images[0].clone();
     let block = |i: u64| &image[(i * BASE_BLOCK) as usize..((i + 1) * BASE_BLOCK) as usize];
-    let base = vm.begin_base(session, BaseStart::Resume).unwrap();
+    let base = vm.begin_base(session, CutNumber(1)).unwrap();
     base.write(DiskId(0), 0, BaseBytes::Data(block(0))).unwrap();
     base.write(DiskId(0), 2 * BASE_BLOCK, BaseBytes::Data(block(2))).unwrap();
     assert_eq!(base.sync().unwrap(), [(DiskId(0), BASE_BLOCK)], "a gap is not passed over");
@@ -66,7 +66,7 @@ fn an_initial_copy_goes_on_where_it_was_durable() {
     let vm = store.vm(primary.vm).unwrap();
     assert_eq!(vm.base_positions(), Some(vec![(DiskId(0), BASE_BLOCK)]));
     let session = primary.admit(&vm);
-    let base = vm.begin_base(session, BaseStart::Resume).unwrap();
+    let base = vm.begin_base(session, CutNumber(1)).unwrap();
     (1..4).for_each(|i| base.write(DiskId(0), i * BASE_BLOCK, BaseBytes::Data(block(i))).unwrap());
     assert_eq!(base.sync().unwrap(), [(DiskId(0), 4 * BASE_BLOCK)]);
     drop(base);
@@ -81,11 +81,11 @@ fn an_initial_copy_can_begin_again() {
     let mut primary = Primary::new(&[2 * BASE_BLOCK]);
     let vm = store.create_vm(primary.vm, primary.generation, &primary.specs).unwrap();
     let session = primary.admit(&vm);
-    let base = vm.begin_base(session, BaseStart::Resume).unwrap();
+    let base = vm.begin_base(session, CutNumber(1)).unwrap();
     base.write(DiskId(0), 0, BaseBytes::Data(&vec![9; BASE_BLOCK as usize])).unwrap();
     base.sync().unwrap();
     drop(base);
-    let base = vm.begin_base(session, BaseStart::Restart).unwrap();
+    let base = vm.begin_base(session, CutNumber(2)).unwrap();
     assert_eq!(base.positions(), [(DiskId(0), 0)]);
     base.write(DiskId(0), 0, BaseBytes::Zeros(2 * BASE_BLOCK)).unwrap();
     base.sync().unwrap();
@@ -95,13 +95,33 @@ fn an_initial_copy_can_begin_again() {
 }
 
 #[test]
+fn a_store_put_back_to_an_older_attempt_gives_nothing_to_the_present_one() {
+    let files = MemFiles::new();
+    let store = open(&files);
+    let mut primary = Primary::new(&[2 * BASE_BLOCK]);
+    let vm = store.create_vm(primary.vm, primary.generation, &primary.specs).unwrap();
+    let base = vm.begin_base(primary.admit(&vm), CutNumber(1)).unwrap();
+    base.write(DiskId(0), 0, BaseBytes::Data(&vec![9; 2 * BASE_BLOCK as usize])).unwrap();
+    base.sync().unwrap();
+    drop(base);
+    let copy = files.fork();
+    drop(vm.begin_base(primary.admit(&vm), CutNumber(2)).unwrap());
+    assert_eq!(vm.base_attempt(), Some(CutNumber(2)));
+
+    let vm = open(&copy).vm(primary.vm).unwrap();
+    assert_eq!((vm.base_attempt(), vm.base_positions()), (Some(CutNumber(1)), Some(vec![(DiskId(0), 2 * BASE_BLOCK)])));
+    let base = vm.begin_base(primary.admit(&vm), CutNumber(2)).unwrap();
+    assert_eq!(base.positions(), [(DiskId(0), 0)], "it was copied before the present tracking began");
+}
+
+#[test]
 fn pieces_of_an_initial_copy_that_make_no_sense_are_refused() {
     let files = MemFiles::new();
     let store = open(&files);
     let mut primary = Primary::new(&[2 * BASE_BLOCK + 512]);
     let vm = store.create_vm(primary.vm, primary.generation, &primary.specs).unwrap();
     let session = primary.admit(&vm);
-    let base = vm.begin_base(session, BaseStart::Resume).unwrap();
+    let base = vm.begin_base(session, CutNumber(1)).unwrap();
     let err = |disk, offset, len| base.write(DiskId(disk), offset, BaseBytes::Zeros(len)).unwrap_err();
     assert!(matches!(err(7, 0, BASE_BLOCK), BaseError::UnknownDisk { .. }));
     assert!(matches!(err(0, 512, BASE_BLOCK - 512), BaseError::Unaligned { .. }));
@@ -109,7 +129,7 @@ fn pieces_of_an_initial_copy_that_make_no_sense_are_refused() {
     assert!(matches!(err(0, BASE_BLOCK, 2 * BASE_BLOCK), BaseError::OutOfRange { .. }));
     assert!(matches!(err(0, u64::MAX, 2), BaseError::OutOfRange { .. }));
     base.write(DiskId(0), 2 * BASE_BLOCK, BaseBytes::Zeros(512)).unwrap();
-    let other = vm.begin_base(session, BaseStart::Resume).err().unwrap();
+    let other = vm.begin_base(session, CutNumber(1)).err().unwrap();
     assert!(matches!(other, BaseError::Busy) && other.kind() == ErrorKind::Retry);
 }
 

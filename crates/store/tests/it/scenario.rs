@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use understudy_model::{CutDigest, Generation};
+use understudy_model::{CutDigest, CutNumber, Generation};
 use understudy_store::files::{Files, MemFiles};
 use understudy_store::{
-    BaseBytes, BaseStart, Definition, FailoverId, FailoverPurpose, FailoverStage, Removal, Store, StoreOptions,
-    UpkeepStep, VmStore,
+    BaseBytes, Definition, FailoverId, FailoverPurpose, FailoverStage, Removal, Store, StoreOptions, UpkeepStep,
+    VmStore,
 };
 
 use crate::support::*;
@@ -343,7 +343,7 @@ fn describe(found: &Expected) -> String {
 fn copy(primary: &mut Primary, vm: &Arc<VmStore>) -> Result<(), Failure> {
     primary.session = primary.session.next();
     let session = vm.admit_session(primary.generation, primary.session)?;
-    let base = vm.begin_base(session, BaseStart::Resume)?;
+    let base = vm.begin_base(session, CutNumber(1))?;
     let half = (DISK / 2) as usize;
     for (spec, image) in primary.specs.iter().zip(&primary.images) {
         base.write(spec.id, 0, BaseBytes::Data(&image[..half]))?;

@@ -13,8 +13,8 @@ use understudy_run::{
 };
 use understudy_store::files::{Files, MemFiles};
 use understudy_store::{
-    BaseBytes, BaseStart, CycleDisk, CycleError, CycleHeader, Definition, NoCheckpoints, Session, Store, StoreOptions,
-    UpkeepStep, VmStore,
+    BaseBytes, CycleDisk, CycleError, CycleHeader, Definition, NoCheckpoints, Session, Store, StoreOptions, UpkeepStep,
+    VmStore,
 };
 use uuid::Uuid;
 
@@ -175,7 +175,7 @@ impl Primary {
     }
 
     pub fn send_base(&mut self, vm: &Arc<VmStore>, session: Session) {
-        let base = vm.begin_base(session, BaseStart::Resume).unwrap();
+        let base = vm.begin_base(session, CutNumber(1)).unwrap();
         for (spec, image) in self.specs.iter().zip(&self.images) {
             base.write(spec.id, 0, BaseBytes::Data(image)).unwrap();
         }
