@@ -257,7 +257,7 @@ pub struct Position {
 /// Asks for durability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BaseSync {
-    /// Bulk frames sent so far in this transfer: all of them must have been processed first.
+    /// Bulk frames sent so far in this transfer: all of them must have been processed first, and more may have been.
     pub frames: u64,
     /// Up to where each disk was sent without a gap.
     pub positions: Vec<Position>,

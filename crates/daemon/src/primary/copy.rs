@@ -27,10 +27,11 @@ use super::throttle::Budget;
 
 /// Jobs under way at once.
 const JOBS_AT_ONCE: usize = 4;
-/// Bytes of the disks after which the target is asked to make them durable: what a broken connection costs at most.
-const SYNC_BYTES: u64 = 256 << 20;
+/// Bytes of the disks after which the target is asked to make them durable: what the target's crash costs at most. A
+/// broken connection costs less, since the target then makes durable what it has.
+const SYNC_BYTES: u64 = 64 << 20;
 /// Time after which the target is asked in any case.
-const SYNC_EVERY: Duration = Duration::from_secs(3);
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Holes are cut at 64 KiB: the replica keeps a checksum for each such block of its base, and takes whole ones.
 const HOLE_UNIT: u64 = 64 << 10;
 

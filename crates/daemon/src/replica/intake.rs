@@ -94,13 +94,14 @@ impl Intake {
         }
     }
 
-    /// Waits until everything handed over is dealt with, then gives up what is unfinished.
+    /// Waits until everything handed over is dealt with, then gives up what is unfinished. A copy goes on from what
+    /// arrived: it is made durable.
     pub async fn finish(mut self) {
         self.queue = None;
         self.join().await;
         let state = self.state;
-        // Giving up removes files.
-        let _ = tokio::task::spawn_blocking(move || drop(state)).await;
+        // Syncs and removes files.
+        let _ = tokio::task::spawn_blocking(move || end(&state)).await;
     }
 }
 
@@ -118,6 +119,16 @@ fn run(state: &Mutex<State>, mut works: mpsc::Receiver<Work>, runtime: &Handle) 
     works.close();
     while let Ok(work) = works.try_recv() {
         state.handle(work, runtime);
+    }
+}
+
+fn end(state: &Mutex<State>) {
+    let Ok(mut state) = state.lock() else { return };
+    state.cycle = None;
+    if let Some((_, base)) = state.base.take()
+        && let Err(err) = base.sync()
+    {
+        tracing::info!(relationship = %state.place.id(), %err, "copy goes on from an older position");
     }
 }
 
@@ -211,7 +222,8 @@ impl State {
 
     fn sync_base(&mut self, sync: &BaseSync) -> Result<Message, Failure> {
         let (attempt, receiver) = self.base.as_ref().ok_or_else(|| bug("a sync came without a copy"))?;
-        if sync.frames != self.frames {
+        // Data goes on while the source waits for this: more than it names may have come before it.
+        if sync.frames > self.frames {
             return Err(lost_frames(sync.frames, self.frames));
         }
         let positions = receiver.sync().map_err(|e| failure(e.kind(), &e))?;
