@@ -5,6 +5,7 @@
 //! people do it. See `understudy_testkit` for guests, links and judges.
 
 mod pair;
+pub mod replication;
 mod site;
 
 pub use pair::Pair;

@@ -35,6 +35,11 @@ impl Pair {
         Ok(token.to_owned())
     }
 
+    /// What both have logged last, to explain a failure.
+    pub fn logs(&self) -> String {
+        format!("{}\n{}", self.primary.config().shown_log(), self.replica.config().shown_log())
+    }
+
     /// Stops both in good order; fails when a log holds what it must not.
     pub fn stop(mut self) -> Result<()> {
         self.primary.stop()?;

@@ -1,9 +1,12 @@
 //! Real daemons, real guests.
 
+mod copy;
 mod guest_devices;
 mod guest_foreign;
 mod guest_guard;
 mod guest_resize;
 mod guest_restart;
+mod kills;
 mod pairing;
 mod protect;
+mod refusals;

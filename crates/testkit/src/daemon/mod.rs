@@ -175,7 +175,8 @@ impl DaemonConfig {
         serde_json::from_str(&text).with_context(|| format!("{words:?} printed {text}"))
     }
 
-    fn shown_log(&self) -> String {
+    /// The end of what it has logged, for a failure's explanation.
+    pub fn shown_log(&self) -> String {
         let log = self.log();
         let from = log.len().saturating_sub(SHOWN_MAX);
         let end = log.char_indices().find(|(at, _)| *at >= from).map_or("", |(at, _)| &log[at..]);
