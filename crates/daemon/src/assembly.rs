@@ -48,7 +48,8 @@ impl Assembly for RealSides {
         );
         let dirs = Dirs::make(&base.config)?;
         let guard = GuardClient::new(&self.guard.program, &self.guard.args);
-        let machines = Arc::new(QemuMachines::new(dirs.runtime, dirs.scratch, dirs.blobs.clone(), guard));
+        let machines = QemuMachines::new(dirs.runtime, dirs.scratch, dirs.blobs.clone(), guard);
+        let machines = Arc::new(machines.allow_iothreads(base.config.vms.allow_iothreads));
         let owners = Arc::new(Owners::new(Premise {
             catalogue: base.catalogue.clone(),
             jobs: base.jobs.clone(),

@@ -150,6 +150,9 @@ table! {
         scratch: Option<PathBuf> = None,
         /// Most scratch space of one cut. Beyond it the guest's writes win and the cycle is given up.
         scratch_max: ByteSize = ByteSize(16 << 30),
+        /// Whether VMs with disks on I/O threads may be replicated. A QEMU of 8.2 or later may lose an interrupt of such a
+        /// disk at the instant of a cut; the guest then waits for it for ever.
+        allow_iothreads: bool = false,
         /// The QEMU that starts VMs from replicas.
         emulator: PathBuf = PathBuf::from("/usr/bin/qemu-system-x86_64"),
         /// Whether that QEMU locks itself in (seccomp).

@@ -31,6 +31,8 @@ pub struct QemuMachines {
     scratch: PathBuf,
     /// Boot images, by hash.
     blobs: PathBuf,
+    /// Whether disks on I/O threads may be replicated.
+    allow_iothreads: bool,
     /// Lets VMs run on should we die at the wrong moment.
     guard: GuardClient,
 }
@@ -38,7 +40,13 @@ pub struct QemuMachines {
 impl QemuMachines {
     /// Keeps its files below these directories of the state directory.
     pub fn new(runtime: PathBuf, scratch: PathBuf, blobs: PathBuf, guard: GuardClient) -> Self {
-        Self { cache: MachineCache::default(), runtime, scratch, blobs, guard }
+        Self { cache: MachineCache::default(), runtime, scratch, blobs, allow_iothreads: false, guard }
+    }
+
+    /// Lets disks on I/O threads be replicated, at the guests' risk.
+    pub fn allow_iothreads(mut self, is_allowed: bool) -> Self {
+        self.allow_iothreads = is_allowed;
+        self
     }
 
     fn driver(&self, id: VmId, qmp: &Path) -> QemuMachine {
@@ -50,6 +58,7 @@ impl QemuMachines {
             runtime_dir: self.runtime.join(&dir[..12]),
             scratch_dir: self.scratch.join(&dir),
             guard: self.guard.clone(),
+            allow_iothreads: self.allow_iothreads,
             patience: Patience::default(),
         })
     }

@@ -84,6 +84,7 @@ async fn measure(cuts: usize, disks: usize) -> Result<()> {
         runtime_dir: directory.join("run"),
         scratch_dir: directory.join("scratch"),
         guard: GuardClient::new(std::env::current_exe()?, ["guard"]),
+        allow_iothreads: true,
         patience: Patience::default(),
     });
     let owner = MapOwner { relationship: RelationshipId::first(VmId(Uuid::nil())), generation: Generation(1) };

@@ -46,6 +46,7 @@ async fn cut(directory: &Path, number: CutNumber, base: CutNumber) -> Result<()>
         runtime_dir: directory.join("run"),
         scratch_dir: directory.join("scratch"),
         guard: GuardClient::new(std::env::current_exe()?, ["guard"]),
+        allow_iothreads: true,
         patience: Patience::default(),
     });
     let found = machine.describe().await?;

@@ -101,12 +101,13 @@ async fn ready(shared: &Shared, monitor: &mut Monitor, request: &CutRequest) -> 
     for spec in &request.disks {
         let disk = found.find(spec)?;
         let known = request.images.iter().find(|image| image.disk == spec.id);
-        check_disk(disk, &found, request, known)?;
+        check_disk(disk, request, known)?;
+        check_iothread(disk, &found, shared.config.allow_iothreads)?;
     }
     Ok(found)
 }
 
-fn check_disk(disk: &Disk, survey: &Survey, request: &CutRequest, known: Option<&ImageRecord>) -> Result<()> {
+fn check_disk(disk: &Disk, request: &CutRequest, known: Option<&ImageRecord>) -> Result<()> {
     let maps = disk.maps_of(&request.owner);
     maps.covers(request.base).map_err(|lost| disk.lost(lost))?;
     maps.reaches(known.and_then(|image| image.map)).map_err(|lost| disk.lost(lost))?;
@@ -122,20 +123,26 @@ fn check_disk(disk: &Disk, survey: &Survey, request: &CutRequest, known: Option<
     if disk.is_pivoting {
         return Err(Error::Busy(format!("a mirror or commit job works on disk {}", disk.info.key)));
     }
-    check_iothread(disk, survey)
+    Ok(())
 }
 
-/// An NBD reader that leaves makes an older QEMU abort when the disk is on an I/O thread: see [`IOTHREAD_VERSION_MIN`].
-pub fn check_iothread(disk: &Disk, survey: &Survey) -> Result<()> {
-    let Some(thread) = disk.info.iothread.as_deref().filter(|_| survey.version < IOTHREAD_VERSION_MIN) else {
+/// What a QEMU may do to a guest whose disk is on an I/O thread: abort when an NBD reader leaves
+/// ([`IOTHREAD_VERSION_MIN`]), or lose an interrupt at the instant of a cut ([`super::QemuConfig::allow_iothreads`]).
+pub fn check_iothread(disk: &Disk, survey: &Survey, is_allowed: bool) -> Result<()> {
+    let Some(thread) = disk.info.iothread.as_deref() else { return Ok(()) };
+    let (fault, remedy) = if survey.version < IOTHREAD_VERSION_MIN {
+        ("aborts when a reader of such a disk leaves", "take the disk off its I/O thread")
+    } else if !is_allowed {
+        (
+            "may lose an interrupt of such a disk when the VM is stopped for an instant, which hangs the guest",
+            "take the disk off its I/O thread, or accept the risk: vms.allow_iothreads in the configuration",
+        )
+    } else {
         return Ok(());
     };
     Err(Error::Unsupported {
-        what: format!(
-            "disk {} is served by I/O thread {thread}, and QEMU {} aborts when a reader of such a disk leaves",
-            disk.info.key, survey.version
-        ),
-        remedy: format!("run the VM with QEMU {IOTHREAD_VERSION_MIN} or newer, or take the disk off its I/O thread"),
+        what: format!("disk {} is served by I/O thread {thread}, and QEMU {} {fault}", disk.info.key, survey.version),
+        remedy: remedy.to_owned(),
     })
 }
 

@@ -37,7 +37,7 @@ pub async fn open(shared: Arc<Shared>, spec: &DiskSpec) -> Result<Box<dyn DiskRe
     let survey = survey(&mut monitor).await?;
     check_version(survey.version)?;
     let disk = survey.find(spec)?;
-    check_iothread(disk, &survey)?;
+    check_iothread(disk, &survey, shared.config.allow_iothreads)?;
     prepare_directory(&shared.config.runtime_dir, survey.peer)?;
     let own = own_socket(&shared.config.runtime_dir)?;
     let is_ours = start(&mut monitor, &own).await?;

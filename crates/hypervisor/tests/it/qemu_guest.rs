@@ -58,12 +58,6 @@ async fn the_order_of_writes_over_two_disks_is_kept() {
 }
 
 #[tokio::test]
-async fn the_order_of_writes_is_kept_with_disks_on_an_io_thread() {
-    let on_thread = |plan| DiskPlan { on_iothread: true, ..plan };
-    keeps_the_order(Qemu::Installed, &[on_thread(VIRTIO_RAW), on_thread(SCSI_RAW)]).await;
-}
-
-#[tokio::test]
 async fn the_order_of_writes_is_kept_with_many_disks() {
     keeps_the_order(Qemu::Installed, &[VIRTIO_RAW, SCSI_RAW, VIRTIO_RAW, VIRTIO_RAW, SCSI_RAW]).await;
 }

@@ -183,6 +183,7 @@ async fn a_hypervisor_that_stops_answering_costs_its_time_limit() {
         runtime_dir: directory.path().join("run"),
         scratch_dir: directory.path().join("scratch"),
         guard: GuardClient::new(GUARD, ["guard"]),
+        allow_iothreads: true,
         patience: Patience { connect: Duration::from_secs(5), command: Duration::from_millis(200) },
     });
     let begun = Instant::now();

@@ -178,6 +178,7 @@ impl Vm {
             runtime_dir: self.path("run"),
             scratch_dir: self.path("scratch"),
             guard: GuardClient::new(GUARD, ["guard"]),
+            allow_iothreads: true,
             patience: Patience::default(),
         };
         change(&mut config);
