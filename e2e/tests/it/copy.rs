@@ -114,8 +114,11 @@ fn a_copy_that_is_cancelled_ends_its_job_and_can_be_started_anew() -> Result<()>
     })?;
     pair.primary.text(&["job", "cancel", &id])?;
     wait_for_state(&pair.primary, "web", "ready")?;
-    let ended = pair.primary.json(&["job", "show", &id])?;
-    ensure!(ended["has_ended"] == true && ended["state"] != "completed", "{ended}");
+    let ended = wait::wait_for("the job's end", PATIENCE, || {
+        let job = pair.primary.json(&["job", "show", &id])?;
+        Ok((job["has_ended"] == true).then_some(job))
+    })?;
+    ensure!(ended["state"] != "completed", "{ended}");
     pair.replica.link().rate(Direction::Forward, None);
     pair.primary.text(&["replication", "start", "web", "--wait"])?;
     let acked = guest.stop_journal()?;
