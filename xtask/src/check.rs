@@ -4,12 +4,13 @@ use anyhow::Result;
 
 use crate::cargo::{cargo, run};
 use crate::steps::Steps;
-use crate::tidy;
+use crate::{specification, tidy};
 
 /// All checks that need no test to run.
 pub fn all(steps: &mut Steps) {
     steps.run("format", |_| format());
     steps.run("tidy", |_| tidy::check());
+    steps.run("specification", |_| specification::check());
     steps.run("clippy", |_| run(cargo(&["clippy", "--workspace", "--all-targets"]).deny_warnings()));
     steps.run("docs", |_| docs());
 }

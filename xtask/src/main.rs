@@ -10,6 +10,7 @@ mod fuzz;
 mod licence;
 mod programs;
 mod setup;
+mod specification;
 mod steps;
 mod tidy;
 
