@@ -22,6 +22,7 @@ use arguments::{Arguments, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
+    end_quietly_on_closed_pipe();
     let arguments = Arguments::parse();
     let json = arguments.json;
     match run(arguments) {
@@ -51,6 +52,19 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Guard => guard(),
         command => runtime(false)?.block_on(command::run(command, arguments.socket, arguments.json)),
     }
+}
+
+/// `understudy vm list | head -1`: whoever reads has seen enough. The standard library panics over that, and has no other
+/// way to be told so without unsafe code.
+fn end_quietly_on_closed_pipe() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to stdout: Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
 
 fn guard() -> Result<(), Failure> {
