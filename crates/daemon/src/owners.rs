@@ -115,7 +115,8 @@ impl Owners {
             .map_err(|err| failed(crate::chain(&err)))?;
         let store = p.store.vm(record.id.vm).ok_or_else(|| failed(missing_store(&p.store, record.id.vm)))?;
         replica::place::reconcile(&mut durable, &store);
-        let place = Place::new(record.id, durable, store, p.catalogue.clone(), p.clock.clone(), p.events.clone());
+        let (catalogue, clock, events) = (p.catalogue.clone(), p.clock.clone(), p.events.clone());
+        let place = Place::new(record.id, durable, p.store.clone(), store, catalogue, clock, events);
         let service = ReplicaService::open(record, place, p.hub.clone(), p.premises.clone(), &p.jobs, exit);
         Ok(Arc::new(ReplicaDoor(service)))
     }

@@ -52,7 +52,7 @@ pub fn choices(store: &VmStore) -> Vec<Cut> {
 
 /// Decides on a failover and makes that durable: from now on the old primary is shut out.
 pub async fn plan(place: &Place, choice: Choice) -> Result<FailoverPlan, Refusal> {
-    let cuts = choices(&place.store);
+    let cuts = choices(&place.store());
     let plan = place
         .change(|durable| {
             let plan = durable.record.plan_failover(choice, &cuts).map_err(Refused)?;
@@ -85,6 +85,10 @@ pub async fn carry_out(place: &Arc<Place>) -> Result<(), Refusal> {
             })
             .await
             .map_err(|f| f.refusal),
+        // The overlays may be on the disk or not; undoing the record could leave them without one.
+        Err(cause) if place.store().stopped().is_some() => {
+            Err(cause.refusal.hint("put the storage right and restart the service: the failover is gone on with then"))
+        }
         Err(cause) => {
             let undone = place
                 .change(|durable| {
@@ -104,7 +108,7 @@ pub async fn carry_out(place: &Arc<Place>) -> Result<(), Refusal> {
 async fn make_overlays(place: &Arc<Place>) -> Result<FailoverId, Failure> {
     let record = place.record();
     let failover = record.failover.ok_or_else(|| bug("there is no failover on record"))?;
-    let (store, generation) = (place.store.clone(), record.generation);
+    let (store, generation) = (place.store(), record.generation);
     let made = tokio::task::spawn_blocking(move || {
         let active = store.failovers().into_iter().find(|f| f.stage == FailoverStage::Active);
         match active {
@@ -136,7 +140,7 @@ async fn prepare_launch(place: &Arc<Place>, premises: &Premises) -> Result<Launc
     let wrong = || Refusal::new(ReturnCode::InvalidState, "the VM was not failed over here");
     let failover = durable.record.failover.ok_or_else(wrong)?;
     let id = FailoverId(durable.failover_number.ok_or_else(wrong)?);
-    let store = place.store.clone();
+    let store = place.store();
     let point = failover.cut.digest.point();
     let gathered = tokio::task::spawn_blocking(move || gather(&store, id, point)).await;
     let (definition, images, blobs) =
@@ -191,7 +195,7 @@ pub async fn revert(place: &Arc<Place>, premises: &Premises) -> Result<(), Refus
     place.record().revert()?;
     power_off(place, premises).await?;
     let number = place.vitals().durable.failover_number;
-    let (store, id) = (place.store.clone(), number.map(FailoverId));
+    let (store, id) = (place.store(), number.map(FailoverId));
     let reverted = tokio::task::spawn_blocking(move || match id.filter(|id| has(&store, *id)) {
         Some(id) => store.revert_failover(id),
         None => Ok(()),
@@ -214,7 +218,7 @@ pub async fn commit(place: &Arc<Place>) -> Result<(), Refusal> {
     place.record().commit()?;
     let number = place.vitals().durable.failover_number;
     let id = FailoverId(number.ok_or_else(|| Refusal::new(ReturnCode::Failed, "the failover has no overlays"))?);
-    let store = place.store.clone();
+    let store = place.store();
     let committed = tokio::task::spawn_blocking(move || {
         let done = store.failovers().iter().any(|f| f.id == id && f.stage == FailoverStage::Committed);
         if done { Ok(()) } else { store.commit_failover(id) }

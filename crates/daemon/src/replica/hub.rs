@@ -154,7 +154,7 @@ impl Hub {
     ) -> Result<bool, Failure> {
         let places = self.places.lock().unwrap_or_else(|e| e.into_inner());
         let Some((owner, place)) = places.get(&id) else { return Ok(false) };
-        let fresh = place.record().state == State::InitialReplication && place.store.newest().is_none();
+        let fresh = place.record().state == State::InitialReplication && place.store().newest().is_none();
         if *owner == peer && fresh && place.disks() == disks {
             return Ok(true);
         }

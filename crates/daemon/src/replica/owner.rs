@@ -77,7 +77,7 @@ impl ReplicaService {
     async fn failover(self: &Arc<Self>, choice: Choice, power_on: bool, ticket: JobTicket) -> Result<Answer, Refusal> {
         let busy = self.busy.try_lock().map_err(|_| in_use())?;
         // Refused before anything is begun, if the state says no.
-        self.place.record().plan_failover(choice, &failover::choices(&self.place.store))?;
+        self.place.record().plan_failover(choice, &failover::choices(&self.place.store()))?;
         let job = ticket.begin("taking over").await?;
         let id = job.id();
         if let Err(refusal) = failover::plan(&self.place, choice).await {
@@ -162,7 +162,8 @@ impl ReplicaService {
         self.place.notify(Notice::Removed).await;
         self.hub.remove(self.record.id);
         self.stop.cancel();
-        let (store, vm, has_points) = (self.hub.store.clone(), self.record.id.vm, self.place.store.newest().is_some());
+        let (store, vm, has_points) =
+            (self.hub.store.clone(), self.record.id.vm, self.place.store().newest().is_some());
         // What was never a state of the VM is of use to nobody.
         let removal = if has_points { Removal::KeepPoints } else { Removal::DestroyPoints };
         let removed = tokio::task::spawn_blocking(move || store.remove(vm, removal)).await;
@@ -220,7 +221,7 @@ impl RelationshipOwner for ReplicaDoor {
         let now = service.place.clock.steady();
         let age = vitals.sealed_at.map(|at| now - at);
         let (health, issues) = record.health(age, now - vitals.began_at, vitals.failure.clone());
-        let points = service.place.store.points();
+        let points = service.place.store().points();
         let newest = points.iter().find(|p| p.newest);
         RelationshipReport {
             id: service.record.id,
@@ -256,7 +257,7 @@ impl RelationshipOwner for ReplicaDoor {
     }
 
     async fn points(&self) -> Result<Vec<PointReport>, Refusal> {
-        let points = self.0.place.store.points().into_iter();
+        let points = self.0.place.store().points().into_iter();
         Ok(points
             .filter(|p| p.kept || p.newest)
             .map(|p| PointReport { id: p.cut.point(), is_newest: p.newest, is_kept: p.kept, stored: 0, cut: p.cut })
@@ -271,7 +272,7 @@ impl RelationshipOwner for ReplicaDoor {
 
 impl ReplicaDoor {
     fn progress(&self) -> Progress {
-        let Some(positions) = self.0.place.store.base_positions() else { return Progress::default() };
+        let Some(positions) = self.0.place.store().base_positions() else { return Progress::default() };
         let total = self.0.place.disks().iter().map(|d| d.size).sum();
         Progress { done: super::place::copied(&positions), total }
     }

@@ -3,7 +3,7 @@
 //! Everything that changes the record goes through one lock, is made durable, and only then acted upon. Data is
 //! received outside the lock: the store itself refuses what comes from a session that was overtaken.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use understudy_model::{
     Cut, CutDigest, CutNumber, CutRef, DiskId, DiskSpec, ErrorKind, Generation, RelationshipId, ReturnCode,
     SessionNumber, Settings, Timestamp,
 };
-use understudy_store::{BaseReceiver, BlobReceiver, CycleHeader, CycleReceiver, Definition, VmStore};
+use understudy_store::{BaseReceiver, BlobReceiver, CycleHeader, CycleReceiver, Definition, Store, VmStore};
 use understudy_wire::Message;
 use understudy_wire::message::{self, BasePositions, Notice, Opened, Position};
 
@@ -30,7 +30,9 @@ use crate::primary::failure::failure;
 /// One replica. See the module's description.
 pub struct Place {
     id: RelationshipId,
-    pub(super) store: Arc<VmStore>,
+    shelves: Arc<Store>,
+    /// Exchanged when the store of this replica was opened anew.
+    store: RwLock<Arc<VmStore>>,
     pub(super) catalogue: Catalogue,
     pub(super) clock: Arc<dyn Clock>,
     events: Events,
@@ -77,6 +79,7 @@ impl Place {
     pub fn new(
         id: RelationshipId,
         durable: Durable,
+        shelves: Arc<Store>,
         store: Arc<VmStore>,
         catalogue: Catalogue,
         clock: Arc<dyn Clock>,
@@ -86,7 +89,8 @@ impl Place {
         let state = State { durable, active: None, sealed_at: None, failure: None, began_at };
         Arc::new(Self {
             id,
-            store,
+            shelves,
+            store: RwLock::new(store),
             catalogue,
             clock,
             events,
@@ -96,6 +100,41 @@ impl Place {
         })
     }
 
+    /// The replica's files.
+    pub(super) fn store(&self) -> Arc<VmStore> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Opens the store anew if it has stopped, with all that recovery does. `false` if it stays stopped. Blocks.
+    pub(super) fn recover(&self) -> bool {
+        let Some(cause) = self.store().stopped() else { return true };
+        self.end_session();
+        let Some(fresh) = self.shelves.reopen(self.id.vm) else {
+            tracing::error!(relationship = %self.id, cause, "the replica's store has stopped and cannot be opened anew");
+            return false;
+        };
+        tracing::warn!(relationship = %self.id, cause, "the replica's store had stopped and was opened anew");
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        true
+    }
+
+    /// Puts the record right by what the store holds, after it was opened anew.
+    pub(super) async fn settle(&self) -> bool {
+        let store = self.store();
+        let settled = self.change(|durable| {
+            let mut next = durable.clone();
+            reconcile(&mut next, &store);
+            Ok::<_, Failure>((next, ()))
+        });
+        match settled.await {
+            Ok(()) => true,
+            Err(failure) => {
+                tracing::warn!(relationship = %self.id, cause = %failure.refusal, "the replica's record is not right yet");
+                false
+            }
+        }
+    }
+
     /// Which relationship.
     pub fn id(&self) -> RelationshipId {
         self.id
@@ -103,7 +142,7 @@ impl Place {
 
     /// The replica's disks.
     pub fn disks(&self) -> Vec<DiskSpec> {
-        self.store.report().disks
+        self.store().report().disks
     }
 
     /// The generation in force.
@@ -166,7 +205,7 @@ impl Place {
             Ok::<_, Failure>((Durable { record, ..durable.clone() }, ()))
         })
         .await?;
-        let store = self.store.clone();
+        let store = self.store();
         let admitted = tokio::task::spawn_blocking(move || store.admit_session(generation, number)).await;
         let session = admitted.map_err(|_| crate::primary::failure::bug("admitting a session panicked"))?;
         let session = session.map_err(|e| failure(e.kind(), &e))?;
@@ -180,8 +219,8 @@ impl Place {
 
     fn opened(&self) -> Opened {
         let durable = self.state().durable.clone();
-        let newest = self.store.newest().map(|cut| message::CutRef::from(&cut.id));
-        let base = match (self.store.base_attempt(), self.store.base_positions()) {
+        let newest = self.store().newest().map(|cut| message::CutRef::from(&cut.id));
+        let base = match (self.store().base_attempt(), self.store().base_positions()) {
             (Some(attempt), Some(positions)) => {
                 let positions = positions.into_iter().map(Position::from).collect();
                 Some(BasePositions { attempt: attempt.0, positions })
@@ -251,15 +290,15 @@ impl Place {
             let reason = "the disks of the copy are not those this replica was made for";
             return Err(Failure::new(ErrorKind::Refused, ReturnCode::InvalidParameter, reason));
         }
-        self.store.begin_base(session, attempt).map_err(|e| failure(e.kind(), &e))
+        self.store().begin_base(session, attempt).map_err(|e| failure(e.kind(), &e))
     }
 
     /// Begins a cycle, if the record allows it. Called on the intake's thread.
     pub(super) fn begin_cycle(&self, number: SessionNumber, header: CycleHeader) -> Result<CycleReceiver, Failure> {
-        let newest = self.store.newest().map(|cut| cut.id.digest);
+        let newest = self.store().newest().map(|cut| cut.id.digest);
         self.record().admit_cycle(number, header.parent, newest).map_err(|f| *f)?;
         let session = self.session(number)?;
-        self.store.begin_cycle(session, header).map_err(|e| self.note_failure(failure(e.kind(), &e)))
+        self.store().begin_cycle(session, header).map_err(|e| self.note_failure(failure(e.kind(), &e)))
     }
 
     /// Seals a cycle: when this returns the cut is durable. Called on the intake's thread.
@@ -273,7 +312,7 @@ impl Place {
     ) -> Result<Cut, Failure> {
         let record = self.record();
         let parent = receiver.header().parent;
-        let newest = self.store.newest().map(|cut| cut.id.digest);
+        let newest = self.store().newest().map(|cut| cut.id.digest);
         record.admit_cycle(number, parent, newest).map_err(|f| *f)?;
         let keep = self.is_due(&record, receiver.header(), expected);
         let definition = match definition {
@@ -303,8 +342,8 @@ impl Place {
 
     /// The definition of the newest cut: it holds until the source says otherwise.
     fn last_definition(&self) -> Option<Definition> {
-        let newest = self.store.newest()?.point();
-        match self.store.open_point(newest).and_then(|point| point.definition()) {
+        let newest = self.store().newest()?.point();
+        match self.store().open_point(newest).and_then(|point| point.definition()) {
             Ok(definition) => definition,
             Err(err) => {
                 tracing::warn!(relationship = %self.id, cause = chain(&err), "the last definition cannot be read");
@@ -315,11 +354,14 @@ impl Place {
 
     fn note_failure(&self, failure: Failure) -> Failure {
         self.state().failure = Some(failure.refusal.reason.clone());
+        if self.store().stopped().is_some() {
+            self.upkeep.notify_one();
+        }
         failure
     }
 
     fn is_due(&self, record: &Record, header: &CycleHeader, digest: CutDigest) -> bool {
-        let last = self.store.points().iter().filter(|p| p.kept).map(|p| p.cut.taken_at).next_back();
+        let last = self.store().points().iter().filter(|p| p.kept).map(|p| p.cut.taken_at).next_back();
         let id = CutRef { generation: header.generation, number: header.number, digest };
         let cut = Cut { id, parent: header.parent, taken_at: header.taken_at, consistency: header.consistency };
         is_point_due(&record.settings, last, &cut)
@@ -329,7 +371,7 @@ impl Place {
     pub(super) fn apply_retention(&self) -> Result<(), Failure> {
         let settings = self.record().settings;
         let points: Vec<Point> = self
-            .store
+            .store()
             .points()
             .into_iter()
             .filter(|p| p.kept)
@@ -340,7 +382,7 @@ impl Place {
             return Ok(());
         }
         let kept: Vec<_> = points.iter().map(|p| p.id).filter(|id| !dropped.contains(id)).collect();
-        self.store.retain(&kept).map_err(|e| failure(e.kind(), &e))
+        self.store().retain(&kept).map_err(|e| failure(e.kind(), &e))
     }
 
     /// Begins to take a blob; nothing if it is here already. Called on the intake's thread.
@@ -349,10 +391,10 @@ impl Place {
             let reason = format!("a boot image of {len} bytes is beyond the limit");
             return Err(Failure::new(ErrorKind::Refused, ReturnCode::InvalidParameter, reason));
         }
-        if self.store.has_blob(&hash).map_err(|e| failure(e.kind(), &e))? {
+        if self.store().has_blob(&hash).map_err(|e| failure(e.kind(), &e))? {
             return Ok(None);
         }
-        self.store.begin_blob(hash, len).map(Some).map_err(|e| failure(e.kind(), &e))
+        self.store().begin_blob(hash, len).map(Some).map_err(|e| failure(e.kind(), &e))
     }
 }
 
@@ -390,5 +432,41 @@ pub fn reconcile(durable: &mut Durable, store: &VmStore) {
     }
     if session > record.session_last && generation >= record.generation {
         record.session_last = session;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_model::VmId;
+    use understudy_store::StoreOptions;
+    use understudy_store::files::{Call, Fault, FaultPlan, FaultyFiles, MemFiles};
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::replica::upkeep::get_up;
+
+    #[tokio::test]
+    async fn a_store_that_stopped_over_a_failed_sync_is_opened_anew() {
+        let files = FaultyFiles::over_memory(&MemFiles::new());
+        let shelves = Arc::new(Store::open(Arc::new(files.clone()), StoreOptions::default()).unwrap());
+        let vm: VmId = "7f2c0b6e-0000-4000-8000-0123456789ab".parse().unwrap();
+        let disk = DiskSpec { id: DiskId(0), key: "root".into(), size: 1 << 20 };
+        let store = shelves.create_vm(vm, Generation(1), &[disk]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::open(&dir.path().join("catalogue")).unwrap();
+        let clock = Arc::new(ManualClock::new(Timestamp(1)));
+        let id = RelationshipId::first(vm);
+        let record = Record::new(id, Generation(1), Settings::default());
+        let durable = Durable { record, failover_number: None };
+        let place = Place::new(id, durable, shelves, store, catalogue, clock, Events::new());
+
+        files.plan(Some(FaultPlan { call: Call::Sync, fault: Fault::Io, nth: 1, for_ever: true }));
+        assert!(place.store().admit_session(Generation(1), SessionNumber(1)).is_err());
+        assert!(place.store().stopped().is_some(), "a failed sync stops the store");
+        assert!(!get_up(&place).await, "the disk is still bad");
+        files.plan(None);
+        assert!(get_up(&place).await);
+        assert_eq!(place.store().stopped(), None);
+        place.store().admit_session(Generation(1), SessionNumber(2)).unwrap();
     }
 }

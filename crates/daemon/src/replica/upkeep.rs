@@ -26,15 +26,28 @@ pub async fn look_after(place: Arc<Place>, stop: CancellationToken) {
             () = tokio::time::sleep(LOOK_EVERY) => {}
             () = stop.cancelled() => return,
         }
-        let (at_work, stopping) = (place.clone(), stop.clone());
-        let went_well = tokio::task::spawn_blocking(move || work(&at_work, &stopping)).await.unwrap_or(false);
-        if !went_well {
+        if !(get_up(&place).await && look(&place, &stop).await) {
             tokio::select! {
                 () = tokio::time::sleep(AFTER_FAILURE) => {}
                 () = stop.cancelled() => return,
             }
         }
     }
+}
+
+/// Opens the store anew if it has stopped: after a sync that failed only what is read back counts.
+pub(super) async fn get_up(place: &Arc<Place>) -> bool {
+    if place.store().stopped().is_none() {
+        return true;
+    }
+    let opening = place.clone();
+    let is_open = tokio::task::spawn_blocking(move || opening.recover()).await.unwrap_or(false);
+    is_open && place.settle().await
+}
+
+async fn look(place: &Arc<Place>, stop: &CancellationToken) -> bool {
+    let (at_work, stopping) = (place.clone(), stop.clone());
+    tokio::task::spawn_blocking(move || work(&at_work, &stopping)).await.unwrap_or(false)
 }
 
 /// Does all there is to do. `false` if something failed.
@@ -45,7 +58,7 @@ fn work(place: &Place, stop: &CancellationToken) -> bool {
     }
     let mut debt = Debt { since: Instant::now(), bytes: 0, stop };
     loop {
-        match place.store.upkeep(&mut |bytes| debt.pay(bytes)) {
+        match place.store().upkeep(&mut |bytes| debt.pay(bytes)) {
             Ok(UpkeepStep::Idle | UpkeepStep::Deferred) => return true,
             Ok(_) => {}
             Err(_) if stop.is_cancelled() => return true,
