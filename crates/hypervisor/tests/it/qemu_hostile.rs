@@ -142,6 +142,7 @@ async fn whatever_a_hypervisor_answers_the_driver_neither_panics_nor_hangs() {
             runtime_dir: directory.path().join("run"),
             scratch_dir: directory.path().join("scratch"),
             guard: GuardClient::new(GUARD, ["guard"]),
+            allow_iothreads: true,
             patience,
         });
         let spec = DiskSpec { id: DiskId(0), key: "id:d0".into(), size: 8 << 20 };
