@@ -45,6 +45,9 @@ pub struct Options {
     /// Seed of the image's content and of what is written to it
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Only ours, to be looked at with a profiler
+    #[arg(long)]
+    alone: bool,
     /// Everything small and once: shows in about a minute that the benches work
     #[arg(long)]
     quick: bool,

@@ -132,6 +132,9 @@ fn empty_target(path: &Path, bytes: u64) -> Result<()> {
 
 /// All contenders for a full copy.
 pub fn for_full_copies<'a>(lab: &'a Lab, original: &Path) -> Result<Vec<Entry<'a>>> {
+    if lab.options.alone {
+        return Ok(vec![Entry::new(Us::new(lab))]);
+    }
     Ok(vec![
         Entry::new(Us::new(lab)),
         Entry::new(Nbd::new(lab, Tool::QemuImg, original)?),
@@ -145,6 +148,9 @@ pub fn for_full_copies<'a>(lab: &'a Lab, original: &Path) -> Result<Vec<Entry<'a
 
 /// All contenders for deltas.
 pub fn for_deltas<'a>(lab: &'a Lab, original: &Path) -> Result<Vec<Entry<'a>>> {
+    if lab.options.alone {
+        return Ok(vec![Entry::new(Us::in_cycles(lab))]);
+    }
     Ok(vec![
         Entry::new(Us::in_cycles(lab)),
         Entry::new(BackupJob::new(lab, original)?),
