@@ -39,3 +39,19 @@ async fn a_running_vm_replicates_and_each_point_equals_the_primary_at_its_cut() 
         world.primary().operations().replication_suspend(&world.permit::<Operate>(), "vm", 0).await.expect("suspended");
     tokio::time::timeout(Duration::from_secs(10), world.stop()).await.expect("both hosts stop in time");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_goes_on_while_what_was_sent_is_made_durable() {
+    // Durability is asked for every 256 MiB. Without compression there is always something ready to be sent, and some of it
+    // gets ahead of the question.
+    let world = World::start(&[1 << 30], "raw").await;
+    for part in 0..10 {
+        world.write(0, part * (80 << 20), 64 << 20, 0x61 + part as u8);
+    }
+    world.pair().await;
+    world.add_vm().await;
+    world.create_and_start_compressing(false).await;
+    assert_eq!(world.failures().await, 0, "nothing was in the way");
+    world.compare_newest(&[0]).await;
+    tokio::time::timeout(Duration::from_secs(10), world.stop()).await.expect("both hosts stop in time");
+}

@@ -111,6 +111,10 @@ impl World {
     }
 
     pub async fn create_and_start(&self) {
+        self.create_and_start_compressing(true).await;
+    }
+
+    pub async fn create_and_start_compressing(&self, compression: bool) {
         let request = ReplicationCreate {
             vm: "vm".into(),
             peer: "replica".into(),
@@ -118,7 +122,7 @@ impl World {
             points: Some(24),
             point_every: Some(PointEvery::Cycle),
             application_consistent_every: None,
-            compression: None,
+            compression: Some(compression),
             excluded_disks: vec![],
         };
         let done =
@@ -177,6 +181,12 @@ impl World {
             assert!(since.elapsed() < Duration::from_secs(60), "a cut is acknowledged: {report:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Attempts of the primary that failed.
+    pub async fn failures(&self) -> u64 {
+        let views = self.primary().operations().replication_list(&self.permit::<View>()).await.expect("a list");
+        views[0].told.as_ref().expect("it has an owner").stats.failures
     }
 
     pub async fn replica_state(&self) -> State {
