@@ -49,6 +49,14 @@ pub fn cluster_hash(address: u64, bytes: &[u8]) -> ClusterHash {
     ClusterHash(*blake3::keyed_hash(&addressed_key(CLUSTER_DOMAIN, address), bytes).as_bytes())
 }
 
+/// The first eight bytes of the [`cluster_hash`], as a little-endian number: for telling quickly which parts of a block
+/// differ. Too short to prove anything: what it calls equal must be part of something that a whole hash covers.
+pub fn part_hash(address: u64, bytes: &[u8]) -> u64 {
+    let hash = cluster_hash(address, bytes);
+    let (first, _) = hash.0.split_first_chunk().expect("a hash is longer than its beginning");
+    u64::from_le_bytes(*first)
+}
+
 /// A short check of a cluster's stored bytes, so that frames can be copied and forwarded without decompressing them
 /// first. Against damage, not against people: what counts is the hash of what the frame holds.
 pub(crate) fn stored_check(address: u64, stored: &[u8]) -> u64 {

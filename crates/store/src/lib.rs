@@ -30,6 +30,7 @@ pub use store::{CreateError, Removal, RemoveError, Store, StoreError, StoreOptio
 pub use vm::VmStore;
 pub use vm::base::{BaseBytes, BaseError, BaseReceiver};
 pub use vm::check::{CheckError, CheckReport, Damage};
+pub use vm::compare::{BLOCK_PARTS, BlockClaim, CLAIMS_MAX, Comparison, ComparisonError};
 pub use vm::definition::{BLOB_MAX, BlobReceiver, DEFINITION_MAX, Definition, DefinitionError};
 pub use vm::failover::{FailoverError, FailoverId, FailoverPurpose, FailoverReport};
 pub use vm::open::OpenError;

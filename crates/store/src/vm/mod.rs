@@ -10,6 +10,7 @@
 //! |---|---|
 //! | receive, receive | one receiver; a newer session supersedes it, and sealing looks again |
 //! | receive, upkeep | a file keeps its name and, seen through the chain, its content, so what a run is built on stays |
+//! | compare, upkeep | it pins the newest cut, as a read does |
 //! | read, upkeep | a read pins its cut: nothing at or below a pinned cut is merged, committed or unlinked |
 //! | failover, upkeep | the same, durably |
 //! | failover, receive | a failover raises the generation, so the receiver's session is no longer the current one |
@@ -17,6 +18,7 @@
 
 pub(crate) mod base;
 pub(crate) mod check;
+pub(crate) mod compare;
 pub(crate) mod definition;
 pub(crate) mod failover;
 pub(crate) mod open;

@@ -232,6 +232,18 @@ impl Pin {
         Ok(Self { vm: vm.clone(), manifest, height, cut })
     }
 
+    /// Pins a cut if it is the newest, whether or not it can be served.
+    pub(crate) fn newest(vm: &Arc<VmStore>, cut: CutDigest) -> Result<Option<Self>, ChangeError> {
+        let mut writer = vm.lock();
+        vm.check_going()?;
+        let manifest = vm.manifest();
+        let height = manifest.top().filter(|top| manifest.record(*top).is_some_and(|r| r.digest() == cut));
+        Ok(height.map(|height| {
+            writer.pin(cut);
+            Self { vm: vm.clone(), manifest, height, cut }
+        }))
+    }
+
     pub(crate) fn vm(&self) -> &Arc<VmStore> {
         &self.vm
     }

@@ -90,7 +90,7 @@ pub struct DiskReader<'a> {
     size: u64,
     /// Numbers of the runs, newest first.
     numbers: Vec<FileNumber>,
-    chain: ChainReader<FileSource, CheckedBase<'a>>,
+    chain: ChainReader<FileSource, CheckedBase<&'a VmStore>>,
 }
 
 /// An opened run and the number of its file.
@@ -254,7 +254,7 @@ impl PointReader {
         let size = self.record().size(disk).ok_or(PointReadError::UnknownDisk { disk })?;
         let runs = vm.open_runs(&self.pin.manifest, disk, self.pin.height);
         let runs = runs.map_err(|(object, err)| self.open_failed(disk, object, err))?;
-        let base = CheckedBase { vm, base: self.open_base(disk)? };
+        let base = CheckedBase { vm: &**vm, base: self.open_base(disk)? };
         let (numbers, runs): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
         let chain = ChainReader::new(&runs, base).map_err(|err| PointReadError::Read { disk, err })?;
         Ok(DiskReader { vm, disk, size, numbers, chain })
@@ -309,9 +309,8 @@ impl PointReader {
             return Err(PointReadError::OutOfRange { offset, len, size });
         }
         let base = self.open_base(disk)?;
-        let read = |i: usize| base.sum(offset + i as u64 * BASE_BLOCK);
-        let sums: Result<Vec<_>, _> = (0..count).map(read).collect();
-        let mut sums = sums.map_err(|err| PointReadError::Read { disk, err: ReadError::Io(err) })?;
+        let mut sums =
+            base.sums(offset, count).map_err(|err| PointReadError::Read { disk, err: ReadError::Io(err) })?;
         let runs = vm.open_runs(&self.pin.manifest, disk, self.pin.height);
         for (_, run) in runs.map_err(|(object, err)| self.open_failed(disk, object, err))? {
             hide_touched(&run, offset, &mut sums).map_err(|err| PointReadError::Read { disk, err })?;
@@ -321,7 +320,7 @@ impl PointReader {
 }
 
 /// Blocks about which a run says anything are no longer the base's.
-fn hide_touched(run: &Run<FileSource>, offset: u64, sums: &mut [BlockSum]) -> Result<(), ReadError> {
+pub(crate) fn hide_touched(run: &Run<FileSource>, offset: u64, sums: &mut [BlockSum]) -> Result<(), ReadError> {
     let end = offset + sums.len() as u64 * BASE_BLOCK;
     let mut reader = run.reader()?;
     let mut position = offset;

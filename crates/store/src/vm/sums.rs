@@ -12,6 +12,7 @@
 //! checksum is set. So after any crash a known checksum is the block's.
 
 use std::io;
+use std::ops::Deref;
 
 use understudy_model::ExtentSet;
 use understudy_run::{BaseWrite, Below, ReadError, cluster_hash};
@@ -102,6 +103,15 @@ impl SummedBase {
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(BlockSum::Zero),
             other => other.map(|()| BlockSum::decode(bytes)),
         }
+    }
+
+    /// The checksums of blocks in a row, read at once.
+    pub(crate) fn sums(&self, address: u64, count: usize) -> io::Result<Vec<BlockSum>> {
+        let (offset, mut bytes) = (slot(address), vec![0; count * SUM]);
+        // Beyond its end the table is as good as zero: the disk has grown and nothing was ever written there.
+        let inside = self.sums.len()?.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        read_exact_at(&*self.sums, offset, &mut bytes[..inside])?;
+        Ok(bytes.as_chunks().0.iter().map(|sum| BlockSum::decode(*sum)).collect())
     }
 
     fn set_sum(&self, address: u64, sum: BlockSum) -> io::Result<()> {
@@ -203,12 +213,12 @@ fn blocks(changed: &ExtentSet) -> impl Iterator<Item = Touched> + '_ {
 }
 
 /// What lies below the lowest run of a disk: the base, each block checked before any byte of it is used.
-pub(crate) struct CheckedBase<'a> {
-    pub(crate) vm: &'a VmStore,
+pub(crate) struct CheckedBase<V> {
+    pub(crate) vm: V,
     pub(crate) base: SummedBase,
 }
 
-impl Below for CheckedBase<'_> {
+impl<V: Deref<Target = VmStore>> Below for CheckedBase<V> {
     fn read_below(&mut self, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
         let mut done = 0;
         while done < out.len() {
@@ -223,7 +233,7 @@ impl Below for CheckedBase<'_> {
     }
 }
 
-impl CheckedBase<'_> {
+impl<V: Deref<Target = VmStore>> CheckedBase<V> {
     fn read_block(&mut self, address: u64, within: usize, out: &mut [u8]) -> Result<(), ReadError> {
         // Checksum and block are looked at together, while nobody changes the one or the other.
         let _still = self.vm.base_io.read().expect("nothing panics while a base is changed");

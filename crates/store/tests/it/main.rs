@@ -5,6 +5,7 @@ mod image;
 mod scenario;
 mod support;
 
+mod compare;
 mod crash;
 mod damage;
 mod failures;

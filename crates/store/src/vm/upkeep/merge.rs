@@ -166,7 +166,7 @@ struct Under<'a> {
     disk: DiskId,
     /// Links below the runs.
     height: usize,
-    reader: Option<ChainReader<FileSource, CheckedBase<'a>>>,
+    reader: Option<ChainReader<FileSource, CheckedBase<&'a VmStore>>>,
 }
 
 impl ReadBelow for Under<'_> {
@@ -182,7 +182,7 @@ impl ReadBelow for Under<'_> {
 }
 
 impl<'a> Under<'a> {
-    fn open(&self) -> Result<ChainReader<FileSource, CheckedBase<'a>>, ReadError> {
+    fn open(&self) -> Result<ChainReader<FileSource, CheckedBase<&'a VmStore>>, ReadError> {
         let io = |err: crate::error::FileError| ReadError::Io(std::io::Error::new(err.err.kind(), err));
         let runs = self.vm.open_runs(self.manifest, self.disk, self.height);
         let runs = runs.map_err(|(object, err)| match err {
