@@ -15,7 +15,9 @@
 //! Invariants: every reader bounds size, depth and count before it takes memory. Text from outside is never taken for a name or a type
 //! before it was checked. The kit has no clock: whoever calls hands in the time.
 
+pub mod cimxml;
 pub mod datetime;
+pub mod embedded;
 pub mod mof;
 pub mod name;
 pub mod path;
@@ -23,6 +25,7 @@ pub mod repository;
 pub mod schema;
 pub mod status;
 pub mod value;
+pub mod xml;
 
 pub use datetime::DateTime;
 pub use name::{Name, Namespace};

@@ -1,6 +1,7 @@
 //! Holds instances and paths against their classes.
 
 use super::Repository;
+use crate::embedded::{self, EmbeddedError};
 use crate::name::Name;
 use crate::path::{KeyValue, Keys, ObjectPath, PATH_DEPTH_MAX};
 use crate::schema::{Instance, Kind, Property, find};
@@ -22,6 +23,12 @@ pub enum InstanceProblem {
         property: Name,
         #[source]
         err: ConvertError,
+    },
+    #[error("embedded object in property {property}")]
+    Embedded {
+        property: Name,
+        #[source]
+        err: Box<EmbeddedError>,
     },
     #[error("key {key} of class {class} is missing")]
     MissingKey { class: Name, key: Name },
@@ -84,17 +91,24 @@ impl Repository {
 
     fn conform_value(&self, declared: &Property, value: Value, unknown: Unknown, depth: usize) -> Checked<Value> {
         let failed = |err| InstanceProblem::Value { property: declared.name.clone(), err };
-        let value = if declared.kind.embedded.is_some() { self.embedded(value, unknown, depth)? } else { value };
+        let value =
+            if declared.kind.embedded.is_some() { self.embedded(declared, value, unknown, depth)? } else { value };
         value.conform(&declared.kind).map_err(failed)
     }
 
     /// Reads texts that stand for embedded objects, and checks instances of known classes.
-    fn embedded(&self, value: Value, unknown: Unknown, depth: usize) -> Checked<Value> {
-        let one = |scalar: Scalar| match scalar {
-            Scalar::Instance(instance) if self.class(&instance.class).is_some() => {
-                self.conform_at(*instance, unknown, depth + 1).map(Scalar::from)
+    fn embedded(&self, declared: &Property, value: Value, unknown: Unknown, depth: usize) -> Checked<Value> {
+        let one = |scalar: Scalar| {
+            let instance = match scalar {
+                Scalar::Instance(instance) => *instance,
+                Scalar::String(text) => embedded::read(&text)
+                    .map_err(|err| InstanceProblem::Embedded { property: declared.name.clone(), err: Box::new(err) })?,
+                other => return Ok(other),
+            };
+            match self.class(&instance.class) {
+                Some(_) => self.conform_at(instance, unknown, depth + 1).map(Scalar::from),
+                None => Ok(Scalar::from(instance)),
             }
-            other => Ok(other),
         };
         Ok(match value {
             Value::Null => Value::Null,
