@@ -15,17 +15,27 @@
 //! Invariants: every reader bounds size, depth and count before it takes memory. Text from outside is never taken for a name or a type
 //! before it was checked. The kit has no clock: whoever calls hands in the time.
 
+pub mod broker;
 pub mod cimxml;
 pub mod datetime;
 pub mod embedded;
 pub mod mof;
 pub mod name;
 pub mod path;
+pub mod provider;
+pub mod query;
 pub mod repository;
 pub mod schema;
 pub mod status;
 pub mod value;
 pub mod xml;
+
+// The toy world of the tests knows the kit by its name, as any user does.
+#[cfg(test)]
+extern crate self as understudy_cim;
+#[cfg(test)]
+#[path = "../tests/toy/mod.rs"]
+mod toy;
 
 pub use datetime::DateTime;
 pub use name::{Name, Namespace};

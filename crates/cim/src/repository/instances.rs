@@ -89,6 +89,11 @@ impl Repository {
         Ok(Instance { class: class.name.clone(), properties })
     }
 
+    /// A value as a declaration wants it, embedded instances included; what their classes do not have is left out.
+    pub fn conform_value_of(&self, declared: &Property, value: Value) -> Checked<Value> {
+        self.conform_value(declared, value, Unknown::Ignore, 0)
+    }
+
     fn conform_value(&self, declared: &Property, value: Value, unknown: Unknown, depth: usize) -> Checked<Value> {
         let failed = |err| InstanceProblem::Value { property: declared.name.clone(), err };
         let value =
