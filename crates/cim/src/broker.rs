@@ -1,6 +1,6 @@
 //! What is the same for every service: finds the class, checks what clients send, asks the provider, checks what it answers.
 //!
-//! The protocols ([`cimxml`](crate::cimxml), [`wsman`](crate::wsman)) turn their messages into calls of this. One broker serves any
+//! The protocols (CIM-XML, WS-Management) turn their messages into calls of this. One broker serves any
 //! number of namespaces, each with its classes and its provider.
 //!
 //! Invariant: nothing reaches a provider that its classes do not allow, and nothing leaves the broker that they do not allow either.

@@ -11,6 +11,9 @@
 //! | [`name`], [`datetime`], [`value`], [`path`], [`schema`] | what CIM is made of |
 //! | [`mof`] | the language in which classes, and sometimes instances, are written |
 //! | [`repository`] | classes with what they inherit |
+//! | [`query`] | WQL and its relatives |
+//! | [`xml`], [`cimxml`], [`embedded`] | the door for XML, and instances, classes and paths as XML |
+//! | [`provider`], [`broker`] | what a service writes, and what the kit does for it |
 //!
 //! Invariants: every reader bounds size, depth and count before it takes memory. Text from outside is never taken for a name or a type
 //! before it was checked. The kit has no clock: whoever calls hands in the time.

@@ -1,6 +1,6 @@
 //! MOF, the language in which classes are written: reads it, and writes it.
 //!
-//! [`parse`] and [`parse_files`] say what a text declares; nothing is looked up yet, so values are [`Literal`]s. A
+//! [`parse()`] and [`parse_files`] say what a text declares; nothing is looked up yet, so values are [`Literal`]s. A
 //! [`Repository`](crate::repository::Repository) makes classes of that. The dialect is DSP0004's, and what WMI adds to it where
 //! that does no harm: lists of flavors behind qualifiers, instances as values of properties, more pragmas.
 //!
