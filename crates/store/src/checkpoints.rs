@@ -1,35 +1,46 @@
 //! Named places in the store's code at which a test can stop time: kill the process, cut the power, fail, or wait.
 //!
 //! Outside of tests nobody listens and a visit costs one call. Each name is unique and says where in which operation
-//! it lies; [`CrashPoint::ALL`] lists them, so a suite can visit every one and notice a new one.
+//! it lies; [`CrashPoint::ALL`] and [`CrashPoint::DETOURS`] list them, so a suite can visit every one and notice a new one.
 
 use std::fmt;
 use std::io;
 
 macro_rules! points {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+    (
+        ALL { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }
+        DETOURS { $($(#[$detour_doc:meta])* $detour:ident = $detour_name:literal,)* }
+    ) => {
         /// A place in the store's code.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum CrashPoint { $($(#[$doc])* $variant,)* }
+        pub enum CrashPoint { $($(#[$doc])* $variant,)* $($(#[$detour_doc])* $detour,)* }
 
         impl CrashPoint {
-            /// Every place, in the order of the operations they lie in.
+            /// Every place in the life of a replica that comes and stays over the network, in the order of the
+            /// operations they lie in.
             pub const ALL: &[CrashPoint] = &[$(CrashPoint::$variant,)*];
+
+            /// Every other place: what only some replicas go through.
+            pub const DETOURS: &[CrashPoint] = &[$(CrashPoint::$detour,)*];
 
             /// The name: `operation/place`.
             pub const fn name(self) -> &'static str {
-                match self { $(CrashPoint::$variant => $name,)* }
+                match self {
+                    $(CrashPoint::$variant => $name,)*
+                    $(CrashPoint::$detour => $detour_name,)*
+                }
             }
 
             /// The place of this name.
             pub fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|p| p.name() == name)
+                Self::ALL.iter().chain(Self::DETOURS).copied().find(|p| p.name() == name)
             }
         }
     };
 }
 
 points! {
+    ALL {
     /// Initial replication: before the first piece of a base is written.
     InitialFirstExtent = "initial/first_extent",
     /// Between two pieces.
@@ -112,6 +123,17 @@ points! {
     FailoverCommitDone = "failover/commit_done",
     /// A failover is undone in the manifest; its overlays are still there.
     FailoverRevertMid = "failover/revert_mid",
+    }
+    DETOURS {
+    /// A seed is about to be put where a copy will look for it.
+    SeedBeforePlace = "seed/before_place",
+    /// It is there.
+    SeedPlaced = "seed/placed",
+    /// Between two pieces of a seed that is copied.
+    SeedMidCopy = "seed/mid_copy",
+    /// Blocks are offered to an initial copy.
+    SeedMidCompare = "seed/mid_compare",
+    }
 }
 
 impl fmt::Display for CrashPoint {
@@ -149,8 +171,9 @@ mod tests {
 
     #[test]
     fn every_place_has_a_name_of_its_own() {
-        let names: BTreeSet<_> = CrashPoint::ALL.iter().map(|p| p.name()).collect();
-        assert_eq!(names.len(), CrashPoint::ALL.len());
-        assert!(CrashPoint::ALL.iter().all(|p| CrashPoint::from_name(p.name()) == Some(*p)));
+        let all = || CrashPoint::ALL.iter().chain(CrashPoint::DETOURS);
+        let names: BTreeSet<_> = all().map(|p| p.name()).collect();
+        assert_eq!(names.len(), all().count());
+        assert!(all().all(|p| CrashPoint::from_name(p.name()) == Some(*p)));
     }
 }

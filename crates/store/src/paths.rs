@@ -9,6 +9,7 @@
 //! <vm>/vm/<hash>.blob                    what definitions refer to
 //! <vm>/staging/                          what is arriving
 //! <vm>/failover/<number>/disk-<n>.qcow2  overlays
+//! aside-<vm>-<number>/                   a replica whose points were kept, and that made room for another
 //! ```
 
 use understudy_model::{DiskId, VmId};
@@ -39,6 +40,8 @@ const RUN_SUFFIX: &str = ".qcow2";
 const BLOB_SUFFIX: &str = ".blob";
 const CREATING: &str = "creating-";
 const REMOVING: &str = "removing-";
+const REPLACING: &str = "replacing-";
+const ASIDE: &str = "aside-";
 
 pub(crate) fn vm_dir(vm: VmId) -> String {
     vm.to_string()
@@ -52,6 +55,29 @@ pub(crate) fn creating(vm: VmId) -> String {
 /// A VM's directory while it is being taken apart.
 pub(crate) fn removing(vm: VmId) -> String {
     format!("{REMOVING}{vm}")
+}
+
+/// A VM's directory while it is being made in the place of another, which is to be set aside under this number.
+pub(crate) fn replacing(vm: VmId, number: FileNumber) -> String {
+    format!("{REPLACING}{vm}-{number}")
+}
+
+pub(crate) fn parse_replacing(name: &str) -> Option<(VmId, FileNumber)> {
+    parse_numbered(name.strip_prefix(REPLACING)?)
+}
+
+/// A VM's directory that was set aside.
+pub(crate) fn aside(vm: VmId, number: FileNumber) -> String {
+    format!("{ASIDE}{vm}-{number}")
+}
+
+pub(crate) fn parse_aside(name: &str) -> Option<(VmId, FileNumber)> {
+    parse_numbered(name.strip_prefix(ASIDE)?)
+}
+
+fn parse_numbered(text: &str) -> Option<(VmId, FileNumber)> {
+    let (vm, number) = text.rsplit_once('-')?;
+    Some((parse_vm(vm)?, parse_number(number)?))
 }
 
 /// Whether a directory of the root is half made or half taken apart.
@@ -163,6 +189,7 @@ mod tests {
         ];
         for path in inside {
             check_path(&format!("{}/{path}", creating(vm))).unwrap_or_else(|_| panic!("{path}"));
+            check_path(&format!("{}/{path}", replacing(vm, number))).unwrap_or_else(|_| panic!("{path}"));
         }
     }
 
@@ -178,6 +205,10 @@ mod tests {
         let vm = VmId(Uuid::from_u128(7));
         assert_eq!(parse_vm(&vm.to_string()), Some(vm));
         assert_eq!(parse_vm(&vm.0.simple().to_string()), None);
+        assert_eq!(parse_aside(&aside(vm, FileNumber(7))), Some((vm, FileNumber(7))));
+        assert_eq!(parse_replacing(&replacing(vm, FileNumber(7))), Some((vm, FileNumber(7))));
+        assert_eq!(parse_aside(&replacing(vm, FileNumber(7))), None);
+        assert_eq!(parse_aside(&format!("aside-{vm}-7")), None);
         assert!(is_half(&creating(vm)) && is_half(&removing(vm)) && !is_half("creating-x"));
     }
 

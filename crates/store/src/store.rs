@@ -1,8 +1,10 @@
 //! All replicas of one directory.
 
+pub(crate) mod aside;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use understudy_model::{DiskSpec, ErrorKind, Generation, VmId};
 
@@ -40,6 +42,25 @@ pub(crate) struct Shared {
     pub(crate) options: StoreOptions,
     pub(crate) reserve: Reserve,
     pub(crate) checkpoints: Arc<dyn Checkpoints>,
+    pub(crate) neighbours: Neighbours,
+}
+
+/// The open replicas, for those that may borrow from each other. Holds none of them open.
+#[derive(Default)]
+pub(crate) struct Neighbours(Mutex<BTreeMap<VmId, Weak<VmStore>>>);
+
+impl Neighbours {
+    pub(crate) fn find(&self, vm: VmId) -> Option<Arc<VmStore>> {
+        self.list().get(&vm).and_then(Weak::upgrade)
+    }
+
+    fn add(&self, store: &Arc<VmStore>) {
+        self.list().insert(store.vm, Arc::downgrade(store));
+    }
+
+    fn list(&self) -> MutexGuard<'_, BTreeMap<VmId, Weak<VmStore>>> {
+        self.0.lock().expect("nothing panics while the list of neighbours is held")
+    }
 }
 
 /// A directory of replicas, opened by one process at a time.
@@ -97,6 +118,12 @@ pub enum CreateError {
         /// The VM.
         vm: VmId,
     },
+    /// The one that would have to make room is in use: by a failover, a test, or somebody who reads it.
+    #[error("the points that were kept of {vm} are in use")]
+    InUse {
+        /// The VM.
+        vm: VmId,
+    },
     /// The list of disks makes no sense.
     #[error("cannot make a replica with these disks: {what}")]
     Disks {
@@ -139,6 +166,12 @@ pub enum RemoveError {
         /// The VM.
         vm: VmId,
     },
+    /// It was written by a newer program, which alone knows what may be destroyed.
+    #[error("the replica of {vm} is of a newer format and is not destroyed unseen")]
+    Newer {
+        /// The VM.
+        vm: VmId,
+    },
     /// A file could not be used.
     #[error("cannot remove a replica")]
     File(#[from] FileError),
@@ -171,7 +204,7 @@ impl Store {
         let checkpoints = options.checkpoints.clone();
         let store = Self {
             root,
-            shared: Arc::new(Shared { options, reserve, checkpoints }),
+            shared: Arc::new(Shared { options, reserve, checkpoints, neighbours: Neighbours::default() }),
             vms: Mutex::default(),
             _lock: lock,
         };
@@ -181,6 +214,7 @@ impl Store {
     }
 
     fn open_all(&self) -> Result<(), StoreError> {
+        self.undo_replacing()?;
         for entry in self.root.list("")? {
             if entry.kind != EntryKind::Dir {
                 continue;
@@ -199,7 +233,7 @@ impl Store {
         let place = Place::new(self.root.files().clone(), paths::vm_dir(vm));
         vms.closed.remove(&vm);
         match open::open(place, self.shared.clone(), vm) {
-            Ok(store) => drop(vms.open.insert(vm, Arc::new(store))),
+            Ok(store) => self.add(vms, Arc::new(store)),
             Err(err) => {
                 open::log_unopened(vm, &err);
                 vms.closed.insert(vm, err);
@@ -207,32 +241,49 @@ impl Store {
         }
     }
 
+    fn add(&self, vms: &mut Vms, store: Arc<VmStore>) {
+        self.shared.neighbours.add(&store);
+        vms.open.insert(store.vm, store);
+    }
+
     fn vms(&self) -> MutexGuard<'_, Vms> {
         self.vms.lock().expect("nothing panics while the list of replicas is held")
     }
 
-    /// Makes the place for a replica.
+    /// Makes the place for a replica. One whose relationship was removed and whose points were kept makes room: it is
+    /// set aside (see [`Store::set_aside`]).
     pub fn create_vm(&self, vm: VmId, generation: Generation, disks: &[DiskSpec]) -> Result<Arc<VmStore>, CreateError> {
         let mut disks = disks.to_vec();
         disks.sort_by_key(|d| d.id);
         check_disks(&disks)?;
         let mut vms = self.vms();
-        if vms.open.contains_key(&vm) || vms.closed.contains_key(&vm) {
+        if vms.closed.contains_key(&vm) {
             return Err(CreateError::Exists { vm });
         }
         let manifest = Manifest::new(vm, generation, &disks);
-        let half = paths::creating(vm);
-        if let Err(err) = self.build(&half, &manifest) {
-            // What cannot be removed now goes at the next opening.
-            let _ = self.remove_tree(&half);
-            return Err(err.into());
+        match vms.open.get(&vm).cloned() {
+            Some(old) => self.replace(&old, &manifest)?,
+            None => self.make(&manifest)?,
         }
-        self.root.rename(&half, &paths::vm_dir(vm))?;
-        self.root.sync_dir("")?;
         let place = Place::new(self.root.files().clone(), paths::vm_dir(vm));
         let store = Arc::new(VmStore::new(place, self.shared.clone(), manifest));
-        vms.open.insert(vm, store.clone());
+        self.add(&mut vms, store.clone());
         Ok(store)
+    }
+
+    /// Makes a directory under the name of a half, then gives it its own.
+    fn make(&self, manifest: &Manifest) -> Result<(), FileError> {
+        let (half, dir) = (paths::creating(manifest.vm), paths::vm_dir(manifest.vm));
+        let made = self.build(&half, manifest).and_then(|()| self.root.rename(&half, &dir));
+        if let Err(err) = made {
+            // What cannot be removed now goes at the next opening.
+            let _ = self.remove_tree(&half);
+            return Err(err);
+        }
+        self.root.sync_dir("").inspect_err(|_| {
+            // It may or may not be durable; nobody was told of it.
+            let _ = self.root.rename(&dir, &half).and_then(|()| self.remove_tree(&half));
+        })
     }
 
     fn build(&self, dir: &str, manifest: &Manifest) -> Result<(), FileError> {
@@ -275,37 +326,75 @@ impl Store {
         } else if !vms.closed.contains_key(&vm) {
             return None;
         }
+        if let Err(err) = self.root.sync_dir("") {
+            vms.closed.insert(vm, OpenError::File { vm, err });
+            return None;
+        }
         self.open_vm(vm, &mut vms);
         vms.open.get(&vm).cloned()
     }
 
-    /// Removes a replica, or ends its relationship and keeps its points.
+    /// Removes a replica, or ends its relationship and keeps its points. One that cannot be opened is set aside rather
+    /// than kept in its place.
     pub fn remove(&self, vm: VmId, removal: Removal) -> Result<(), RemoveError> {
         let mut vms = self.vms();
-        let store = vms.open.get(&vm).ok_or(RemoveError::Unknown { vm })?.clone();
+        let Some(store) = vms.open.get(&vm).cloned() else { return self.remove_unopened(&mut vms, vm, removal) };
         if removal == Removal::KeepPoints {
             return store.detach();
         }
-        let gone = paths::removing(vm);
-        {
+        let removed = {
             let _still = store.lock();
             store.check_going()?;
             check_removal(&store.manifest(), vm, removal)?;
-            self.remove_tree(&gone)?;
-            self.root.rename(&paths::vm_dir(vm), &gone)?;
-            self.root.sync_dir("")?;
+            let removed = self.unname(vm, &paths::vm_dir(vm))?;
             store.end_for_removal();
-        }
+            removed
+        };
         vms.open.remove(&vm);
-        // From here on the replica does not exist; what is left of its files also goes at the next opening.
-        if let Err(err) = self.remove_tree(&gone) {
-            tracing::warn!(%vm, error = %crate::error::chain_of(&err), "leftovers stay until the next opening");
+        self.clear_away(vm, &removed);
+        Ok(())
+    }
+
+    fn remove_unopened(&self, vms: &mut Vms, vm: VmId, removal: Removal) -> Result<(), RemoveError> {
+        let why = vms.closed.get(&vm).ok_or(RemoveError::Unknown { vm })?;
+        let dir = paths::vm_dir(vm);
+        match removal {
+            Removal::KeepPoints => {
+                let aside = paths::aside(vm, self.next_aside(vm)?);
+                self.root.rename(&dir, &aside)?;
+                self.root.sync_dir("")?;
+                vms.closed.remove(&vm);
+            }
+            Removal::DestroyPoints | Removal::DestroyDisks => {
+                if matches!(why, OpenError::Newer { .. }) {
+                    return Err(RemoveError::Newer { vm });
+                }
+                let removed = self.unname(vm, &dir)?;
+                vms.closed.remove(&vm);
+                self.clear_away(vm, &removed);
+            }
         }
         Ok(())
     }
 
+    /// Gives a directory the name of one that is being taken apart: from here on it does not exist.
+    pub(super) fn unname(&self, vm: VmId, dir: &str) -> Result<String, FileError> {
+        let gone = paths::removing(vm);
+        self.remove_tree(&gone)?;
+        self.root.rename(dir, &gone)?;
+        self.root.sync_dir("")?;
+        Ok(gone)
+    }
+
+    /// Removes what does not exist any more; what is left of it also goes at the next opening.
+    pub(super) fn clear_away(&self, vm: VmId, removed: &str) {
+        if let Err(err) = self.remove_tree(removed) {
+            tracing::warn!(%vm, error = %crate::error::chain_of(&err), "leftovers stay until the next opening");
+        }
+    }
+
     /// Removes a directory of one of our forms with all that is in it.
-    fn remove_tree(&self, dir: &str) -> Result<(), FileError> {
+    pub(super) fn remove_tree(&self, dir: &str) -> Result<(), FileError> {
         for entry in self.root.list_if_there(dir)? {
             let path = format!("{dir}/{}", entry.name);
             match entry.kind {
@@ -336,6 +425,7 @@ impl VmStore {
         self.change(Space::Reserved, |m| {
             m.detached = true;
             m.initial = None;
+            m.seeds.clear();
             Ok(())
         })
     }

@@ -1,11 +1,12 @@
 //! Any files, with the n-th call of a kind failing: once, or from then on for ever.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::{Access, Entry, File, FileRef, Files, Lock, MemFiles};
+use super::{Access, Entry, File, FileRef, Files, Lock, MemFiles, OutsideFile};
 
 /// The kinds of calls that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +159,11 @@ impl FaultyFiles {
         self.state.failed.load(Ordering::SeqCst)
     }
 
+    /// A file of the outside whose reads fail as planned.
+    pub fn failing(&self, outside: OutsideFile) -> OutsideFile {
+        OutsideFile { file: self.file(outside.file), origin: outside.origin }
+    }
+
     fn file(&self, inner: FileRef) -> FileRef {
         Arc::new(FaultyFile { inner, state: self.state.clone() })
     }
@@ -220,6 +226,16 @@ impl Files for FaultyFiles {
     fn outside(&self, path: &str) -> PathBuf {
         self.inner.outside(path)
     }
+
+    fn take(&self, from: &OutsideFile, to: &str) -> io::Result<()> {
+        self.state.check(Call::Rename)?;
+        self.inner.take(from, to)
+    }
+
+    fn share(&self, from: &OutsideFile, to: &str) -> io::Result<()> {
+        self.state.check(Call::Open)?;
+        self.inner.share(from, to)
+    }
 }
 
 struct FaultyFile {
@@ -270,6 +286,14 @@ impl File for FaultyFile {
 
     fn allocated(&self) -> io::Result<u64> {
         self.inner.allocated()
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.inner.data_from(offset)
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        self.inner.forget_cached()
     }
 }
 

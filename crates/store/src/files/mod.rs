@@ -9,14 +9,18 @@
 
 mod faulty;
 mod memory;
+mod outside;
 mod real;
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use faulty::{Call, Fault, FaultPlan, FaultyFiles};
 pub use memory::{Crash, MemFiles};
+pub use outside::OutsideFile;
+pub(crate) use outside::{data_ranges, must_copy};
 pub use real::RealFiles;
 
 /// An open file, shared by whoever reads or writes it.
@@ -85,6 +89,18 @@ pub trait Files: Send + Sync {
     fn lock(&self, path: &str) -> io::Result<Box<dyn Lock>>;
     /// Where an outsider finds a path.
     fn outside(&self, path: &str) -> PathBuf;
+    /// Moves a file of the outside to a path here, at once, replacing a file that bore the name. Fails with
+    /// [`io::ErrorKind::Unsupported`], [`io::ErrorKind::CrossesDevices`] or [`io::ErrorKind::PermissionDenied`], and
+    /// leaves the file where it is, if that cannot be done without copying or the file is not the store's to take.
+    fn take(&self, _from: &OutsideFile, _to: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Makes a new file that shares its bytes with one of the outside until either is written to. Fails with
+    /// [`io::ErrorKind::Unsupported`] or [`io::ErrorKind::CrossesDevices`], and leaves no file, if that cannot be done
+    /// without copying. Fails if the name exists.
+    fn share(&self, _from: &OutsideFile, _to: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// An open file. All calls may be made from several threads at once.
@@ -109,6 +125,17 @@ pub trait File: Send + Sync {
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// Bytes of space the file takes.
     fn allocated(&self) -> io::Result<u64>;
+    /// The first range at or after an offset that may hold something else than zeros; none if there is none before the
+    /// end. Whoever knows nothing of holes answers with all that is left.
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.len()?;
+        Ok((offset < len).then_some(offset..len))
+    }
+    /// Lets go of what is remembered of the file's synced bytes, so that reading shows what the disk has: after a sync
+    /// that failed, these are not the same.
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Reads exactly `buf.len()` bytes; [`io::ErrorKind::UnexpectedEof`] if the file ends before.

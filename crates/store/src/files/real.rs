@@ -4,12 +4,16 @@
 //! planted in the store is an error and never a way out of it.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{self, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{
+    self, Advice, AtFlags, CWD, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Stat,
+};
 
+use super::outside::{Origin, OutsideFile};
 use super::{Access, Entry, EntryKind, File, FileRef, Files, Lock, check_path};
 
 /// Readable by the service's user alone.
@@ -58,10 +62,7 @@ impl RealFiles {
         // NONBLOCK: a FIFO planted under one of our names must not hang us before its type is seen.
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = self.beneath(path, |dir, name| fs::openat(dir, name, flags, FILE_MODE))?;
-        if !FileType::from_raw_mode(fs::fstat(&fd)?.st_mode).is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        Ok(Arc::new(RealFile { fd }))
+        Ok(Arc::new(RealFile::checked(fd)?))
     }
 }
 
@@ -138,6 +139,45 @@ impl Files for RealFiles {
     fn outside(&self, path: &str) -> PathBuf {
         self.path.join(path)
     }
+
+    fn take(&self, from: &OutsideFile, to: &str) -> io::Result<()> {
+        let Origin::Real { file, path } = &from.origin else { return Err(io::ErrorKind::Unsupported.into()) };
+        check_path(to)?;
+        let opened = fs::fstat(&file.fd)?;
+        let is_ours = opened.st_nlink == 1 && opened.st_uid == rustix::process::geteuid().as_raw();
+        if !is_ours {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let exchanged = || io::Error::new(io::ErrorKind::NotFound, "the file was exchanged for another");
+        if !is_same(&opened, &fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)?) {
+            return Err(exchanged());
+        }
+        fs::fchmod(&file.fd, FILE_MODE)?;
+        let (to_dir, to_name) = (self.dir(super::parent(to))?, to.rsplit('/').next().unwrap_or(to));
+        fs::renameat(CWD, path, &to_dir, to_name)?;
+        if is_same(&opened, &fs::statat(&to_dir, to_name, AtFlags::SYMLINK_NOFOLLOW)?) {
+            return Ok(());
+        }
+        // Somebody was quicker than the look just before: what is not the file that was opened goes back.
+        fs::renameat(&to_dir, to_name, CWD, path)?;
+        Err(exchanged())
+    }
+
+    fn share(&self, from: &OutsideFile, to: &str) -> io::Result<()> {
+        let Origin::Real { file, .. } = &from.origin else { return Err(io::ErrorKind::Unsupported.into()) };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = self.beneath(to, |dir, name| fs::openat(dir, name, flags, FILE_MODE))?;
+        let Err(err) = fs::ioctl_ficlone(&made, &file.fd) else { return Ok(()) };
+        self.unlink(to)?;
+        use rustix::io::Errno;
+        // What file systems say that know nothing of it, or not between these two files.
+        let cannot = [Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::NOSYS, Errno::TXTBSY].contains(&err);
+        Err(if cannot { io::ErrorKind::Unsupported.into() } else { err.into() })
+    }
+}
+
+fn is_same(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 
 impl RealFiles {
@@ -168,8 +208,24 @@ impl Drop for RealLock {
     }
 }
 
-struct RealFile {
+pub(super) struct RealFile {
     fd: OwnedFd,
+}
+
+impl RealFile {
+    /// Opens a file of this machine for reading.
+    pub(super) fn open_outside(path: &Path) -> io::Result<Self> {
+        // NONBLOCK: as within the tree, a FIFO must not hang us before its type is seen.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        Self::checked(fs::open(path, flags, Mode::empty())?)
+    }
+
+    fn checked(fd: OwnedFd) -> io::Result<Self> {
+        if !FileType::from_raw_mode(fs::fstat(&fd)?.st_mode).is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        Ok(Self { fd })
+    }
 }
 
 impl File for RealFile {
@@ -214,6 +270,19 @@ impl File for RealFile {
     fn allocated(&self) -> io::Result<u64> {
         let blocks = fs::fstat(&self.fd)?.st_blocks;
         Ok(u64::try_from(blocks).unwrap_or(0).saturating_mul(512))
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        match fs::seek(&self.fd, SeekFrom::Data(offset)) {
+            // Nothing but holes is left, or the offset is the end.
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            Err(err) => Err(err.into()),
+            Ok(start) => Ok(Some(start..fs::seek(&self.fd, SeekFrom::Hole(start))?)),
+        }
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(fs::fadvise(&self.fd, 0, None, Advice::DontNeed)?)
     }
 }
 
@@ -274,6 +343,63 @@ mod tests {
         assert_eq!(files.lock("lock").err().unwrap().kind(), io::ErrorKind::WouldBlock);
         drop(held);
         files.lock("lock").unwrap();
+    }
+
+    fn outside(dir: &Path, name: &str, bytes: &[u8]) -> OutsideFile {
+        std::fs::write(dir.join(name), bytes).unwrap();
+        OutsideFile::open(&dir.join(name)).unwrap()
+    }
+
+    #[test]
+    fn a_file_of_the_outside_is_moved_here_and_becomes_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, files) = tree();
+        files.make_dir("d").unwrap();
+        let other = tempfile::tempdir_in(dir.path().parent().unwrap()).unwrap();
+        let seed = outside(other.path(), "My Seed.raw", b"bytes");
+        files.take(&seed, "d/f").unwrap();
+        assert!(!other.path().join("My Seed.raw").exists());
+        assert_eq!(std::fs::read(dir.path().join("d/f")).unwrap(), b"bytes");
+        assert_eq!(std::fs::metadata(dir.path().join("d/f")).unwrap().permissions().mode() & 0o077, 0);
+    }
+
+    #[test]
+    fn what_others_know_by_another_name_or_exchanged_meanwhile_is_not_taken() {
+        let (dir, files) = tree();
+        let other = tempfile::tempdir_in(dir.path().parent().unwrap()).unwrap();
+        let linked = outside(other.path(), "linked", b"bytes");
+        std::fs::hard_link(other.path().join("linked"), other.path().join("name")).unwrap();
+        assert!(super::super::must_copy(&files.take(&linked, "f").unwrap_err()));
+        let exchanged = outside(other.path(), "exchanged", b"bytes");
+        std::fs::rename(other.path().join("exchanged"), other.path().join("old")).unwrap();
+        std::fs::write(other.path().join("exchanged"), b"other").unwrap();
+        assert!(!super::super::must_copy(&files.take(&exchanged, "f").unwrap_err()));
+        std::os::unix::fs::symlink(other.path().join("linked"), other.path().join("link")).unwrap();
+        assert!(OutsideFile::open(&other.path().join("link")).is_err());
+        assert!(OutsideFile::open(other.path()).is_err());
+        assert_eq!(files.list("").unwrap(), []);
+        assert_eq!(std::fs::read(other.path().join("exchanged")).unwrap(), b"other");
+    }
+
+    #[test]
+    fn sharing_bytes_works_or_leaves_nothing() {
+        let (dir, files) = tree();
+        let seed = outside(dir.path(), "seed", &[7; 10_000]);
+        match files.share(&seed, "f") {
+            Ok(()) => assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), [7; 10_000]),
+            Err(err) => assert!(super::super::must_copy(&err) && !dir.path().join("f").exists(), "{err}"),
+        }
+    }
+
+    #[test]
+    fn data_lies_where_something_was_written() {
+        let (_dir, files) = tree();
+        let file = files.create("f").unwrap();
+        file.set_len(8 << 20).unwrap();
+        super::super::write_all_at(&*file, 3 << 20, &[1; 100]).unwrap();
+        let ranges: Vec<_> = super::super::data_ranges(&*file, 0).collect::<Result<_, _>>().unwrap();
+        assert!(ranges.iter().any(|r| r.contains(&(3 << 20))) && ranges.iter().all(|r| r.end <= 8 << 20), "{ranges:?}");
+        assert_eq!(file.data_from(8 << 20).unwrap(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Two copies of the manifest, each with a checksum: a flipped bit or a torn file costs nothing.
 //!
 //! ```text
-//! {"format":"understudy-store","version":1,"blake3":"<of version and body>","body":{...}}
+//! {"format":"understudy-store","version":2,"blake3":"<of version and body>","body":{...}}
 //! ```
 //!
 //! Writing: both copies are written beside the old ones and synced; then each takes its place; then the directory is
@@ -18,8 +18,10 @@ use crate::files::{Access, read_exact_at, write_all_at};
 use crate::paths::{MANIFESTS, MANIFESTS_NEW};
 use crate::place::Place;
 
-/// The version this program writes, and the only one it reads.
-pub(crate) const VERSION: u32 = 1;
+/// The version this program writes. Those from [`OLDEST`] on are read and written anew at the first opening.
+pub(crate) const VERSION: u32 = 2;
+/// The oldest version this program reads.
+const OLDEST: u32 = 1;
 const FORMAT: &str = "understudy-store";
 /// Longest manifest that is looked at: some 2 KiB for each of the most links there can be, and room.
 const LEN_MAX: u64 = 256 << 20;
@@ -39,8 +41,9 @@ enum Found {
     Missing,
     Damaged,
     /// Whole, but of a version this program does not know.
-    Newer(u32),
-    Whole(Box<Manifest>),
+    Unknown(u32),
+    /// Whole, and whether it is of the present version.
+    Whole(Box<Manifest>, bool),
 }
 
 /// Why there is no manifest to go by.
@@ -48,7 +51,7 @@ enum Found {
 pub(crate) enum LoadError {
     #[error("cannot read the manifest")]
     File(#[from] FileError),
-    #[error("the store is of format version {found}; this program knows {VERSION}")]
+    #[error("the store is of format version {found}; this program knows {OLDEST} to {VERSION}")]
     Newer { found: u32 },
     #[error("both copies of the manifest are damaged or missing")]
     Damaged,
@@ -56,7 +59,7 @@ pub(crate) enum LoadError {
     Contradiction { what: &'static str },
 }
 
-/// A manifest and whether both copies say it.
+/// A manifest and whether both copies say it, in the present version.
 pub(crate) struct Loaded {
     pub(crate) manifest: Manifest,
     pub(crate) copies_agree: bool,
@@ -65,14 +68,18 @@ pub(crate) struct Loaded {
 /// Reads the copy of the higher sequence.
 pub(crate) fn load(place: &Place) -> Result<Loaded, LoadError> {
     let mut whole: Vec<Manifest> = Vec::new();
+    let mut are_present = true;
     for path in MANIFESTS {
         match read_copy(place, path)? {
-            Found::Newer(found) => return Err(LoadError::Newer { found }),
-            Found::Whole(manifest) => whole.push(*manifest),
+            Found::Unknown(found) => return Err(LoadError::Newer { found }),
+            Found::Whole(manifest, is_present) => {
+                are_present &= is_present;
+                whole.push(*manifest);
+            }
             Found::Missing | Found::Damaged => {}
         }
     }
-    let copies_agree = whole.len() == MANIFESTS.len() && whole[0] == whole[1];
+    let copies_agree = are_present && whole.len() == MANIFESTS.len() && whole[0] == whole[1];
     let manifest = whole.into_iter().max_by_key(|m| m.sequence).ok_or(LoadError::Damaged)?;
     match manifest.contradiction() {
         Some(what) => Err(LoadError::Contradiction { what }),
@@ -103,11 +110,11 @@ fn parse(bytes: &[u8]) -> Found {
     if envelope.format != FORMAT || envelope.blake3 != checksum(envelope.version, body) {
         return Found::Damaged;
     }
-    if envelope.version != VERSION {
-        return Found::Newer(envelope.version);
+    if !(OLDEST..=VERSION).contains(&envelope.version) {
+        return Found::Unknown(envelope.version);
     }
-    let manifest = serde_json::from_str(body).ok().and_then(format::read);
-    manifest.map_or(Found::Damaged, |m| Found::Whole(Box::new(m)))
+    let manifest = format::upgrade(envelope.version, body).and_then(format::read);
+    manifest.map_or(Found::Damaged, |m| Found::Whole(Box::new(m), envelope.version == VERSION))
 }
 
 fn checksum(version: u32, body: &str) -> String {
@@ -213,10 +220,53 @@ mod tests {
         let (files, place) = saved(1);
         let text = String::from_utf8(files.content("manifest.json").unwrap()).unwrap();
         let body = text.split_once("\"body\":").unwrap().1.strip_suffix('}').unwrap();
-        let newer = text.replace("\"version\":1", "\"version\":2").replace(&checksum(1, body), &checksum(2, body));
+        let newer = text.replace("\"version\":2", "\"version\":3").replace(&checksum(2, body), &checksum(3, body));
         let file = files.open("manifest.json", Access::Write).unwrap();
         write_all_at(&*file, 0, newer.as_bytes()).unwrap();
-        assert!(matches!(load(&place), Err(LoadError::Newer { found: 2 })));
+        assert!(matches!(load(&place), Err(LoadError::Newer { found: 3 })));
+    }
+
+    /// A manifest as version 1 had it.
+    fn first_version(manifest: &Manifest) -> Vec<u8> {
+        let mut body = serde_json::to_value(format::write(manifest)).unwrap();
+        let fields = body.as_object_mut().unwrap();
+        assert!(fields.remove("seeds").is_some() && fields.remove("waiting").is_some());
+        for damage in fields["damage"].as_array_mut().unwrap() {
+            damage.as_object_mut().unwrap().remove("covered").unwrap();
+        }
+        let body = RawValue::from_string(body.to_string()).unwrap();
+        let blake3 = checksum(1, body.get());
+        serde_json::to_vec(&Envelope { format: FORMAT.to_owned(), version: 1, blake3, body: &body }).unwrap()
+    }
+
+    #[test]
+    fn the_first_version_is_read_and_asks_to_be_written_anew() {
+        let (files, place) = saved(1);
+        let mut expected = Manifest { sequence: 9, ..format::sample() };
+        expected.damage.iter_mut().for_each(|d| d.covered = None);
+        for path in MANIFESTS {
+            files.unlink(path).unwrap();
+            write_all_at(&*files.create(path).unwrap(), 0, &first_version(&expected)).unwrap();
+            let loaded = load(&place).unwrap();
+            assert!(!loaded.copies_agree);
+            assert_eq!(loaded.manifest.sequence, 9);
+        }
+        assert_eq!(load(&place).unwrap().manifest, expected);
+        save(&place, 10);
+        assert!(load(&place).unwrap().copies_agree);
+    }
+
+    #[test]
+    fn what_pretends_to_be_older_than_its_fields_is_damaged() {
+        let (files, place) = saved(1);
+        for path in MANIFESTS {
+            let text = String::from_utf8(files.content(path).unwrap()).unwrap();
+            let body = text.split_once("\"body\":").unwrap().1.strip_suffix('}').unwrap();
+            let older = text.replace("\"version\":2", "\"version\":1").replace(&checksum(2, body), &checksum(1, body));
+            let file = files.open(path, Access::Write).unwrap();
+            write_all_at(&*file, 0, older.as_bytes()).unwrap();
+        }
+        assert!(matches!(load(&place), Err(LoadError::Damaged)));
     }
 
     #[test]

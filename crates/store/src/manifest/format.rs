@@ -3,16 +3,18 @@
 //! `docs/formats/store.md` describes every field. Fields are never added or changed without a new version.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use understudy_model::id::parse_hex32;
 use understudy_model::{
-    Consistency, Cut, CutDigest, CutNumber, CutRef, DiskId, DiskSpec, Generation, SessionNumber, Timestamp,
+    Consistency, Cut, CutDigest, CutNumber, CutRef, DiskId, DiskSpec, Extent, Generation, SessionNumber, Timestamp,
 };
 use understudy_run::RunDigest;
 
+use super::file;
 use super::{
-    BLOBS_MAX, Base, BaseFile, Below, CutRecord, DAMAGE_MAX, DEFINITIONS_MAX, DamageRecord, DefinitionRecord,
-    DiskRecord, FAILOVERS_MAX, FailoverRecord, FailoverStage, InitialDisk, LINKS_MAX, Link, Manifest, Object,
-    PendingRename, RunFile, RunRecord, Stub,
+    BLOBS_MAX, Base, BaseFile, Below, COVERED_MAX, Covered, CutRecord, DAMAGE_MAX, DEFINITIONS_MAX, DamageRecord,
+    DefinitionRecord, DiskRecord, FAILOVERS_MAX, FailoverRecord, FailoverStage, InitialDisk, LINKS_MAX, Link, Manifest,
+    Object, PendingRename, RunFile, RunRecord, Stub, Waiting,
 };
 use crate::paths::{FileNumber, is_extension};
 
@@ -26,7 +28,9 @@ pub(super) struct ManifestForm {
     next_file: u64,
     detached: bool,
     disks: Vec<DiskForm>,
+    seeds: Vec<u16>,
     initial: Option<Vec<InitialForm>>,
+    waiting: Option<WaitingForm>,
     base: Option<BaseForm>,
     links: Vec<LinkForm>,
     definitions: Vec<DefinitionForm>,
@@ -50,6 +54,13 @@ struct InitialForm {
     disk: u16,
     attempt: u64,
     position: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WaitingForm {
+    cut: CutForm,
+    links: Vec<LinkForm>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -147,6 +158,14 @@ enum PendingForm {
 struct DamageForm {
     object: ObjectForm,
     what: String,
+    covered: Option<CoveredForm>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CoveredForm {
+    by: String,
+    extents: Vec<(u64, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -169,7 +188,9 @@ pub(super) fn write(m: &Manifest) -> ManifestForm {
         next_file: m.next_file,
         detached: m.detached,
         disks: m.disks.iter().map(write_disk).collect(),
+        seeds: m.seeds.iter().map(|disk| disk.0).collect(),
         initial: m.initial.as_ref().map(|disks| disks.iter().map(write_initial).collect()),
+        waiting: m.waiting.as_ref().map(write_waiting),
         base: m.base.as_ref().map(write_base),
         links: m.links.iter().map(write_link).collect(),
         definitions: m.definitions.iter().map(write_definition).collect(),
@@ -185,6 +206,10 @@ fn write_disk(d: &DiskRecord) -> DiskForm {
 
 fn write_initial(d: &InitialDisk) -> InitialForm {
     InitialForm { disk: d.disk.0, attempt: d.attempt.0, position: d.position }
+}
+
+fn write_waiting(w: &Waiting) -> WaitingForm {
+    WaitingForm { cut: write_cut(&w.record), links: w.links.iter().map(write_link).collect() }
 }
 
 fn write_cut(r: &CutRecord) -> CutForm {
@@ -252,13 +277,19 @@ fn write_damage(d: &DamageRecord) -> DamageForm {
         Object::Overlay { failover, disk } => ObjectForm::Overlay { failover: failover.0, disk: disk.0 },
         Object::Linkage { cut } => ObjectForm::Linkage { cut: cut.to_string() },
     };
-    DamageForm { object, what: d.what.clone() }
+    DamageForm { object, what: d.what.clone(), covered: d.covered.as_ref().map(write_covered) }
+}
+
+fn write_covered(c: &Covered) -> CoveredForm {
+    CoveredForm { by: c.by.to_string(), extents: c.extents.iter().map(|e| (e.offset, e.len)).collect() }
 }
 
 /// Reads the form back; `None` if a text in it is no such thing or a table is too long.
 pub(super) fn read(m: ManifestForm) -> Option<Manifest> {
     let too_long = m.disks.len() > DiskSpec::COUNT_MAX
+        || m.seeds.len() > DiskSpec::COUNT_MAX
         || m.links.len() > LINKS_MAX
+        || m.waiting.as_ref().is_some_and(|w| w.links.len() > LINKS_MAX)
         || m.definitions.len() > DEFINITIONS_MAX
         || m.failovers.len() > FAILOVERS_MAX
         || m.damage.len() > DAMAGE_MAX;
@@ -273,7 +304,9 @@ pub(super) fn read(m: ManifestForm) -> Option<Manifest> {
         next_file: m.next_file,
         detached: m.detached,
         disks: all(m.disks, read_disk)?,
+        seeds: m.seeds.into_iter().map(DiskId).collect(),
         initial: optional(m.initial, |disks| all(disks, read_initial))?,
+        waiting: optional(m.waiting, read_waiting)?,
         base: optional(m.base, read_base)?,
         links: all(m.links, read_link)?,
         definitions: all(m.definitions, read_definition)?,
@@ -303,6 +336,10 @@ fn read_disk(d: DiskForm) -> Option<DiskRecord> {
 
 fn read_initial(d: InitialForm) -> Option<InitialDisk> {
     Some(InitialDisk { disk: DiskId(d.disk), attempt: CutNumber(d.attempt), position: d.position })
+}
+
+fn read_waiting(w: WaitingForm) -> Option<Waiting> {
+    Some(Waiting { record: read_cut(w.cut)?, links: all(w.links, read_link)? })
 }
 
 fn read_cut(c: CutForm) -> Option<CutRecord> {
@@ -382,7 +419,34 @@ fn read_damage(d: DamageForm) -> Option<DamageRecord> {
         }
         ObjectForm::Linkage { cut } => Object::Linkage { cut: cut.parse().ok()? },
     };
-    Some(DamageRecord { object, what: d.what })
+    Some(DamageRecord { object, what: d.what, covered: optional(d.covered, read_covered)? })
+}
+
+fn read_covered(c: CoveredForm) -> Option<Covered> {
+    if c.extents.len() > COVERED_MAX {
+        return None;
+    }
+    let extent = |(offset, len): (u64, u64)| offset.checked_add(len).map(|_| Extent::new(offset, len));
+    Some(Covered { by: c.by.parse().ok()?, extents: all(c.extents, extent)? })
+}
+
+/// Brings the body of an older version up to the present one; `None` if it is no such body.
+pub(super) fn upgrade(version: u32, body: &str) -> Option<ManifestForm> {
+    if version == file::VERSION {
+        return serde_json::from_str(body).ok();
+    }
+    let mut body: Map<String, Value> = serde_json::from_str(body).ok()?;
+    if version == 1 {
+        // Seeds, imports and damage that is covered were unknown to it.
+        let mut add = |name: &str, value: Value| body.insert(name.to_owned(), value).is_none();
+        let fresh = add("seeds", Value::Array(Vec::new())) && add("waiting", Value::Null);
+        let damage = body.get_mut("damage")?.as_array_mut()?;
+        let covered = |d: &mut Value| Some(d.as_object_mut()?.insert("covered".to_owned(), Value::Null).is_none());
+        if !fresh || !damage.iter_mut().all(|d| covered(d) == Some(true)) {
+            return None;
+        }
+    }
+    serde_json::from_value(Value::Object(body)).ok()
 }
 
 const CONSISTENCIES: [Consistency; 3] = [Consistency::Standard, Consistency::Application, Consistency::Planned];
@@ -473,7 +537,9 @@ pub(super) fn sample() -> Manifest {
         Object::Overlay { failover: FileNumber(11), disk: DiskId(0) },
         Object::Linkage { cut: CutDigest([4; 32]) },
     ];
-    m.damage = objects.map(|object| DamageRecord { object, what: "bits flipped".to_owned() }).into();
+    m.damage = objects.map(|object| DamageRecord { object, what: "bits flipped".to_owned(), covered: None }).into();
+    let extents = vec![Extent::new(65_536, 65_536)];
+    m.damage[1].covered = Some(Covered { by: CutDigest([4; 32]), extents });
     m
 }
 

@@ -9,7 +9,7 @@ mod format;
 
 use std::collections::BTreeSet;
 
-use understudy_model::{Cut, CutDigest, CutNumber, DiskId, DiskSpec, Generation, SessionNumber, VmId};
+use understudy_model::{Cut, CutDigest, CutNumber, DiskId, DiskSpec, Extent, Generation, SessionNumber, VmId};
 use understudy_run::RunDigest;
 
 use crate::paths::FileNumber;
@@ -24,6 +24,9 @@ const DEFINITIONS_MAX: usize = LINKS_MAX + 1;
 pub(crate) const BLOBS_MAX: usize = 16;
 /// Most damaged objects recorded; past it the picture is clear.
 pub(crate) const DAMAGE_MAX: usize = 1024;
+
+/// Most ranges of one object that are known to be damaged and covered; past it, it is simply damaged.
+pub(crate) const COVERED_MAX: usize = 256;
 
 /// How many links above the base: 0 is the base itself.
 pub(crate) type Height = usize;
@@ -43,8 +46,13 @@ pub(crate) struct Manifest {
     pub(crate) detached: bool,
     /// Every disk the VM ever had here; their numbers are not given out again.
     pub(crate) disks: Vec<DiskRecord>,
+    /// Disks whose staged base is worth comparing with and belongs to no attempt: a seed, or what an attempt that was
+    /// given up has left.
+    pub(crate) seeds: Vec<DiskId>,
     /// The initial copy that is under way in staging.
     pub(crate) initial: Option<Vec<InitialDisk>>,
+    /// What is received on top of a base that is still to be imported.
+    pub(crate) waiting: Option<Waiting>,
     /// The bottom of the chain; none before the first cycle was sealed.
     pub(crate) base: Option<Base>,
     /// The chain above the base, oldest first.
@@ -74,6 +82,15 @@ pub(crate) struct InitialDisk {
     pub(crate) attempt: CutNumber,
     /// Everything below is durable.
     pub(crate) position: u64,
+}
+
+/// A chain without its bottom: invisible until an import brings it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// The cut that the import stands for.
+    pub(crate) record: CutRecord,
+    /// What was received on top of it, oldest first.
+    pub(crate) links: Vec<Link>,
 }
 
 /// What is known of a cut that the chain can be read at.
@@ -192,6 +209,17 @@ pub(crate) enum PendingRename {
 pub(crate) struct DamageRecord {
     pub(crate) object: Object,
     pub(crate) what: String,
+    /// What covers it, if that is known.
+    pub(crate) covered: Option<Covered>,
+}
+
+/// Damage that nobody sees who reads at a cut or above it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Covered {
+    /// The lowest cut at which runs of higher links hide all of it.
+    pub(crate) by: CutDigest,
+    /// All that is damaged of the object.
+    pub(crate) extents: Vec<Extent>,
 }
 
 /// A thing of the store that can be damaged.
@@ -290,7 +318,9 @@ impl Manifest {
             next_file: 1,
             detached: false,
             disks: disks.iter().map(record).collect(),
+            seeds: Vec::new(),
             initial: None,
+            waiting: None,
             base: None,
             links: Vec::new(),
             definitions: Vec::new(),
@@ -433,6 +463,9 @@ impl Manifest {
         }
         if self.base.is_some() && self.initial.is_some() {
             return Some("an initial copy beside a base");
+        }
+        if self.base.is_some() && !self.seeds.is_empty() || self.initial.is_some() && !self.seeds.is_empty() {
+            return Some("seeds beside a base or a copy");
         }
         if self.initial.iter().flatten().any(|disk| Some(disk.attempt) != self.attempt()) {
             return Some("an initial copy of two attempts");

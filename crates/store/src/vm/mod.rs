@@ -62,8 +62,28 @@ pub struct VmStore {
     pub(crate) busy: Mutex<()>,
     /// Held for writing while a base and its checksums disagree for a moment.
     pub(crate) base_io: RwLock<()>,
+    /// Who fills staging.
+    receiving: Mutex<Receiving>,
+}
+
+/// Who fills staging: a receiver, or operators who plant seeds.
+#[derive(Default)]
+struct Receiving {
     /// The receiver at work: its claim, and the session it came in.
-    receiving: Mutex<Option<(u64, Session)>>,
+    receiver: Option<(u64, Session)>,
+    /// Seeds being planted.
+    planting: usize,
+}
+
+/// Keeps receivers away while it lives.
+pub(crate) struct Planting {
+    vm: Arc<VmStore>,
+}
+
+impl Drop for Planting {
+    fn drop(&mut self) {
+        self.vm.receiving().planting -= 1;
+    }
 }
 
 /// What only the holder of the writer's lock knows.
@@ -111,7 +131,7 @@ impl VmStore {
             end: Mutex::new(None),
             busy: Mutex::new(()),
             base_io: RwLock::new(()),
-            receiving: Mutex::new(None),
+            receiving: Mutex::default(),
         }
     }
 
@@ -275,25 +295,38 @@ impl VmStore {
 
     /// Becomes the one receiver and answers its claim; a receiver of an older session is superseded.
     pub(crate) fn claim_receiving(&self, session: Session) -> Option<u64> {
-        let mut receiving = self.receiving.lock().expect("nothing panics while receiving is claimed");
-        if receiving.is_some_and(|(_, other)| other == session) {
+        let mut receiving = self.receiving();
+        if receiving.planting > 0 || receiving.receiver.is_some_and(|(_, other)| other == session) {
             return None;
         }
         let claim = self.next_number().0;
-        *receiving = Some((claim, session));
+        receiving.receiver = Some((claim, session));
         Some(claim)
     }
 
+    fn receiving(&self) -> MutexGuard<'_, Receiving> {
+        self.receiving.lock().expect("nothing panics while receiving is claimed")
+    }
+
     pub(crate) fn is_receiving(&self, claim: u64) -> bool {
-        let receiving = self.receiving.lock().expect("nothing panics while receiving is claimed");
-        receiving.is_some_and(|(other, _)| other == claim)
+        self.receiving().receiver.is_some_and(|(other, _)| other == claim)
     }
 
     pub(crate) fn end_receiving(&self, claim: u64) {
-        let mut receiving = self.receiving.lock().expect("nothing panics while receiving is claimed");
-        if receiving.is_some_and(|(other, _)| other == claim) {
-            *receiving = None;
+        let mut receiving = self.receiving();
+        if receiving.receiver.is_some_and(|(other, _)| other == claim) {
+            receiving.receiver = None;
         }
+    }
+
+    /// Keeps receivers away while a seed is planted, unless one is at work.
+    pub(crate) fn claim_planting(self: &Arc<Self>) -> Option<Planting> {
+        let mut receiving = self.receiving();
+        if receiving.receiver.is_some() {
+            return None;
+        }
+        receiving.planting += 1;
+        Some(Planting { vm: self.clone() })
     }
 
     /// Unlinks files that came to nothing. Not once the replica stopped: the manifest may name them after all.
@@ -310,6 +343,11 @@ impl VmStore {
 }
 
 impl Writer {
+    /// Whether anything is being read.
+    pub(crate) fn has_pins(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
     pub(crate) fn pin(&mut self, cut: CutDigest) {
         *self.pins.entry(cut).or_insert(0) += 1;
     }

@@ -101,11 +101,7 @@ fn recover(
     complete(&place, &manifest.pending)?;
     let pending = !manifest.pending.is_empty();
     manifest.pending.clear();
-    let lost = manifest.initial.is_some() && !has_staged_bases(&place, &manifest)?;
-    if lost {
-        warn!(vm = %manifest.vm, "an initial copy lost its files and begins again");
-        manifest.initial = None;
-    }
+    let lost = drop_lost(&place, &mut manifest)?;
     let found = damage(&place, &manifest)?;
     let known = manifest.damage.len();
     manifest.damage.extend(found);
@@ -119,6 +115,23 @@ fn recover(
     }
     clear(&place, &manifest)?;
     Ok(VmStore::new(place, shared, manifest))
+}
+
+/// Forgets a copy and seeds whose files are gone; whether there were any.
+fn drop_lost(place: &Place, manifest: &mut Manifest) -> Result<bool, FileError> {
+    let mut lost = manifest.initial.is_some() && !has_staged_bases(place, manifest)?;
+    if lost {
+        warn!(vm = %manifest.vm, "an initial copy lost its files and begins again");
+        manifest.initial = None;
+    }
+    for disk in manifest.seeds.clone() {
+        // A crash before a seed was moved leaves it where it was; that is no loss.
+        if place.open_if_there(&paths::staged_base(disk), Access::Read)?.is_none() {
+            manifest.seeds.retain(|other| *other != disk);
+            lost = true;
+        }
+    }
+    Ok(lost)
 }
 
 /// Whether the files that the positions of an initial copy were measured on are there.
@@ -175,7 +188,7 @@ fn clear_dir(place: &Place, dir: &str, keep: &BTreeSet<String>, ours: impl Fn(&s
 }
 
 fn staged(manifest: &Manifest) -> BTreeSet<String> {
-    let disks = manifest.initial.iter().flatten().map(|i| i.disk);
+    let disks = manifest.initial.iter().flatten().map(|i| i.disk).chain(manifest.seeds.iter().copied());
     disks.flat_map(|disk| [paths::staged_base(disk), paths::staged_base_sums(disk)]).collect()
 }
 
@@ -224,7 +237,7 @@ fn damage(place: &Place, manifest: &Manifest) -> Result<Vec<DamageRecord>, FileE
             && !manifest.damage.iter().any(|d| d.object == object)
         {
             warn!(vm = %manifest.vm, %object, what, "damage found");
-            out.push(DamageRecord { object, what });
+            out.push(DamageRecord { object, what, covered: None });
         }
         Ok(())
     };

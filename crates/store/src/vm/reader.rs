@@ -162,7 +162,7 @@ impl VmStore {
         warn!(vm = %self.vm, %object, what, "damage found");
         let noted = self.change(Space::Reserved, |m| {
             m.damage.truncate(DAMAGE_MAX - 1);
-            m.damage.push(DamageRecord { object, what: what.to_owned() });
+            m.damage.push(DamageRecord { object, what: what.to_owned(), covered: None });
             Ok::<_, ChangeError>(())
         });
         if let Err(err) = noted {

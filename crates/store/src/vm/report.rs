@@ -8,6 +8,7 @@ use super::points::PointReport;
 use crate::error::{At, FileError};
 use crate::files::{Access, EntryKind};
 use crate::manifest::Link;
+use crate::place::Place;
 
 /// A replica, as it is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,24 +46,7 @@ pub struct VmReport {
 impl VmStore {
     /// Bytes of disk space that the replica takes, overlays and what is arriving included. Looks at every file.
     pub fn disk_usage(&self) -> Result<u64, FileError> {
-        self.usage_of("")
-    }
-
-    fn usage_of(&self, dir: &str) -> Result<u64, FileError> {
-        let mut bytes = 0;
-        for entry in self.place.list_if_there(dir)? {
-            let path = if dir.is_empty() { entry.name } else { format!("{dir}/{}", entry.name) };
-            bytes += match entry.kind {
-                EntryKind::Dir => self.usage_of(&path)?,
-                EntryKind::Other => 0,
-                // What was unlinked between the listing and now takes nothing.
-                EntryKind::File => match self.place.open_if_there(&path, Access::Read)? {
-                    Some(file) => file.allocated().at("measure", &self.place.path(&path))?,
-                    None => 0,
-                },
-            };
-        }
-        Ok(bytes)
+        usage_of(&self.place, "")
     }
 
     /// The replica as it is now.
@@ -85,4 +69,22 @@ impl VmStore {
             needs_upkeep: self.needs_upkeep(),
         }
     }
+}
+
+/// Bytes that the files beneath a directory take.
+pub(crate) fn usage_of(place: &Place, dir: &str) -> Result<u64, FileError> {
+    let mut bytes = 0;
+    for entry in place.list_if_there(dir)? {
+        let path = if dir.is_empty() { entry.name } else { format!("{dir}/{}", entry.name) };
+        bytes += match entry.kind {
+            EntryKind::Dir => usage_of(place, &path)?,
+            EntryKind::Other => 0,
+            // What was unlinked between the listing and now takes nothing.
+            EntryKind::File => match place.open_if_there(&path, Access::Read)? {
+                Some(file) => file.allocated().at("measure", &place.path(&path))?,
+                None => 0,
+            },
+        };
+    }
+    Ok(bytes)
 }

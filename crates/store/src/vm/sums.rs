@@ -25,6 +25,9 @@ pub const BASE_BLOCK: u64 = 64 << 10;
 const BLOCK: usize = BASE_BLOCK as usize;
 const SUM: usize = 32;
 
+/// What a disk answers when it cannot.
+const EIO: i32 = 5;
+
 const ZERO: [u8; SUM] = [0; SUM];
 const UNKNOWN: [u8; SUM] = [0xff; SUM];
 
@@ -160,6 +163,34 @@ impl SummedBase {
         self.loaded = None;
         punch(&*self.data, offset, len)?;
         punch(&*self.sums, slot(offset), len.div_ceil(BASE_BLOCK) * SUM as u64)
+    }
+
+    /// What a block holds, whatever its checksum says; `None` if the disk cannot read it.
+    pub(crate) fn content(&mut self, address: u64) -> io::Result<Option<BlockSum>> {
+        match self.load(address) {
+            Err(err) if err.raw_os_error() == Some(EIO) => Ok(None),
+            other => other.map(|()| Some(BlockSum::of(address, &self.block))),
+        }
+    }
+
+    /// The block that was looked at last.
+    pub(crate) fn loaded_block(&self) -> &[u8] {
+        &self.block
+    }
+
+    /// Sets checksums of blocks in a row, but for those of which none is given. Writes only what changes, so that a
+    /// sparse table stays sparse.
+    pub(crate) fn set_sums(&self, address: u64, sums: &[Option<BlockSum>]) -> io::Result<()> {
+        let old = self.sums(address, sums.len())?;
+        let changed: Vec<_> = old.iter().zip(sums).map(|(old, new)| new.filter(|new| new != old)).collect();
+        let mut index = 0;
+        for group in changed.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let at = slot(address) + (index * SUM) as u64;
+            index += group.len();
+            let bytes: Vec<u8> = group.iter().flatten().flat_map(|sum| sum.encode()).collect();
+            write_all_at(&*self.sums, at, &bytes)?;
+        }
+        Ok(())
     }
 
     /// Before blocks are changed: checks those that are not wholly overwritten, then makes their checksums unknown.

@@ -24,7 +24,7 @@ fn cut_power_everywhere(operation: Operation) -> u64 {
     let stage = Stage::new(operation);
     let disk = stage.files.fork();
     disk.record();
-    stage.run(Arc::new(disk.clone()), options()).unwrap();
+    stage.run(disk.clone().into(), options()).unwrap();
     let states = disk.recorded();
     let mut crashes = 0;
     for (i, state) in states.iter().enumerate() {
@@ -71,6 +71,11 @@ power_cuts! {
     a_power_cut_in_a_revert_leaves_the_failover_or_what_was_before: Revert;
     a_power_cut_while_a_failover_is_committed_leaves_it_active_or_final: CommitFailover;
     a_power_cut_in_a_removal_leaves_all_or_nothing: Remove;
+    a_power_cut_while_a_seed_is_copied_leaves_it_planted_or_not: PlantSeed;
+    a_power_cut_while_a_seed_is_shared_leaves_it_planted_or_not: ShareSeed;
+    a_power_cut_while_a_seed_is_moved_leaves_it_here_or_there: TakeSeed;
+    a_power_cut_in_a_copy_that_compares_loses_neither_seed_nor_what_was_synced: SeededCopy;
+    a_power_cut_while_a_replica_makes_room_leaves_the_old_or_the_new: Replace;
 }
 
 #[test]
@@ -79,7 +84,7 @@ fn what_a_reopened_replica_shows_survives_a_power_cut() {
         let stage = Stage::new(operation);
         let disk = stage.files.fork();
         disk.record();
-        stage.run(Arc::new(disk.clone()), options()).unwrap();
+        stage.run(disk.clone().into(), options()).unwrap();
         for state in disk.recorded() {
             state.crash(Crash::Killed);
             let shown = stage.is_done(&state);
@@ -92,11 +97,20 @@ fn what_a_reopened_replica_shows_survives_a_power_cut() {
 
 #[test]
 fn recovery_can_itself_be_cut_short_again_and_again() {
-    for operation in [Operation::Cycle, Operation::Merge, Operation::Commit, Operation::Revert, Operation::Remove] {
+    for operation in [
+        Operation::Cycle,
+        Operation::Merge,
+        Operation::Commit,
+        Operation::Revert,
+        Operation::Remove,
+        Operation::TakeSeed,
+        Operation::SeededCopy,
+        Operation::Replace,
+    ] {
         let stage = Stage::new(operation);
         let disk = stage.files.fork();
         disk.record();
-        stage.run(Arc::new(disk.clone()), options()).unwrap();
+        stage.run(disk.clone().into(), options()).unwrap();
         // Late states are the ones with something to recover.
         for (i, state) in disk.recorded().iter().enumerate().rev().step_by(3) {
             state.crash(Crash::Seed(i as u64));
@@ -149,7 +163,7 @@ fn a_crash_at_any_named_place_is_survived() {
                 let cut = CutAt { disk: disk.clone(), point, left: AtomicU64::new(nth), hit: AtomicBool::new(false) };
                 let cut = Arc::new(cut);
                 let options = StoreOptions { checkpoints: cut.clone(), ..options() };
-                let done = stage.run(Arc::new(disk.clone()), options).is_ok();
+                let done = stage.run(disk.clone().into(), options).is_ok();
                 disk.crash(crash);
                 stage.judge(&disk, done);
                 assert!(cut.hit.load(Ordering::SeqCst) || nth > 1, "{point} is visited again");
@@ -157,7 +171,7 @@ fn a_crash_at_any_named_place_is_survived() {
         }
     }
     visited.extend(ELSEWHERE);
-    let all: BTreeSet<_> = CrashPoint::ALL.iter().copied().collect();
+    let all: BTreeSet<_> = CrashPoint::ALL.iter().chain(CrashPoint::DETOURS).copied().collect();
     assert_eq!(visited, all, "every named place is visited by some operation");
 }
 
@@ -169,7 +183,7 @@ fn an_error_at_any_named_place_is_an_error_of_the_operation_and_nothing_worse() 
             let disk = stage.files.fork();
             let fail = move |at: CrashPoint| if at == point { Err(std::io::Error::other("planted")) } else { Ok(()) };
             let options = StoreOptions { checkpoints: Arc::new(fail), ..options() };
-            let done = stage.run(Arc::new(disk.clone()), options);
+            let done = stage.run(disk.clone().into(), options);
             assert!(done.is_err(), "{operation:?} at {point}");
             disk.crash(Crash::LostAll);
             stage.judge(&disk, false);
@@ -186,6 +200,6 @@ fn places_of(stage: &Stage) -> BTreeSet<CrashPoint> {
         Ok(())
     };
     let options = StoreOptions { checkpoints: Arc::new(listen), ..options() };
-    stage.run(Arc::new(stage.files.fork()), options).unwrap();
+    stage.run(stage.files.fork().into(), options).unwrap();
     seen.lock().unwrap().clone()
 }

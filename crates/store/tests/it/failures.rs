@@ -32,7 +32,7 @@ fn fail_each(stage: &Stage, call: Call, fault: Fault, for_ever: bool) {
         let disk = stage.files.fork();
         let files = FaultyFiles::over_memory(&disk);
         files.plan(Some(FaultPlan { call, fault, nth, for_ever }));
-        let done = stage.run(Arc::new(files.clone()), options()).is_ok();
+        let done = stage.run((files.clone(), disk.clone()).into(), options()).is_ok();
         if files.failures() == 0 {
             assert!(done);
             return;
@@ -74,6 +74,11 @@ failures! {
     a_revert_survives_any_failing_call: Revert;
     committing_a_failover_survives_any_failing_call: CommitFailover;
     a_removal_survives_any_failing_call: Remove;
+    planting_a_seed_survives_any_failing_call: PlantSeed;
+    sharing_a_seed_survives_any_failing_call: ShareSeed;
+    taking_a_seed_survives_any_failing_call: TakeSeed;
+    a_copy_that_compares_survives_any_failing_call: SeededCopy;
+    making_room_survives_any_failing_call: Replace;
     opening_survives_any_failing_call: Reopen;
 }
 
@@ -85,7 +90,7 @@ fn after_a_failed_sync_nothing_is_acknowledged_until_a_reopening() {
         let files = FaultyFiles::over_memory(&disk);
         let store = understudy_store::Store::open(Arc::new(files.clone()) as Arc<dyn Files>, options()).unwrap();
         files.plan(Some(FaultPlan { call: Call::Sync, fault: Fault::Io, nth, for_ever: false }));
-        let done = stage.run_on(&store);
+        let done = stage.run_on(&store, &disk.clone().into());
         if files.failures() == 0 {
             done.unwrap();
             return;
@@ -93,7 +98,7 @@ fn after_a_failed_sync_nothing_is_acknowledged_until_a_reopening() {
         done.unwrap_err();
         let vm = store.vm(stage.primary.vm).unwrap();
         assert!(vm.stopped().is_some(), "sync {nth}");
-        assert!(stage.run_on(&store).is_err(), "a later good sync proves nothing");
+        assert!(stage.run_on(&store, &disk.clone().into()).is_err(), "a later good sync proves nothing");
         files.plan(None);
         let vm = store.reopen(stage.primary.vm).unwrap();
         assert!(vm.stopped().is_none());

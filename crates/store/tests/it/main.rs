@@ -5,6 +5,7 @@ mod image;
 mod scenario;
 mod support;
 
+mod aside;
 mod compare;
 mod crash;
 mod damage;
@@ -14,4 +15,5 @@ mod model;
 mod power;
 mod qemu;
 mod receive;
+mod seed;
 mod together;

@@ -429,14 +429,7 @@ fn a_newer_format_is_refused_and_left_untouched() {
     let (files, store, primary, vm) = replicated(1);
     drop((store, vm));
     let path = format!("{}/manifest.json", primary.vm);
-    let text = String::from_utf8(files.content(&path).unwrap()).unwrap();
-    let body = text.split_once("\"body\":").unwrap().1.strip_suffix('}').unwrap();
-    let mut hasher = blake3::Hasher::new_derive_key("understudy store manifest v1");
-    hasher.update(&2u32.to_le_bytes()).update(body.as_bytes());
-    let newer = format!(
-        r#"{{"format":"understudy-store","version":2,"blake3":"{}","body":{body}}}"#,
-        hasher.finalize().to_hex()
-    );
+    let newer = of_version(&files.content(&path).unwrap(), 3, |body| body.to_owned());
     files.unlink(&path).unwrap();
     understudy_store::files::write_all_at(&*files.create(&path).unwrap(), 0, newer.as_bytes()).unwrap();
     let leftover = format!("{}/staging/000099-disk-0.qcow2", primary.vm);
@@ -447,11 +440,35 @@ fn a_newer_format_is_refused_and_left_untouched() {
     assert!(store.vm(primary.vm).is_none());
     let unopened = store.unopened();
     assert_eq!(unopened[0].2, ErrorKind::Refused);
-    assert!(unopened[0].1.contains("version 2"), "{}", unopened[0].1);
+    assert!(unopened[0].1.contains("version 3"), "{}", unopened[0].1);
     let after: Vec<_> = files.tree().iter().map(|p| files.content(p).unwrap()).collect();
     assert_eq!(before, after);
     assert!(store.create_vm(primary.vm, Generation(1), &primary.specs).is_err(), "its place is taken");
     files.open(&leftover, Access::Read).unwrap();
+}
+
+#[test]
+fn a_replica_of_the_first_version_is_opened_and_written_anew() {
+    let (files, store, mut primary, vm) = replicated(2);
+    let points = vm.points();
+    drop((store, vm));
+    for name in ["manifest.json", "manifest.copy.json"] {
+        let path = format!("{}/{name}", primary.vm);
+        let first = of_version(&files.content(&path).unwrap(), 1, |body| {
+            body.replacen("\"seeds\":[],", "", 1).replacen("\"waiting\":null,", "", 1)
+        });
+        files.unlink(&path).unwrap();
+        understudy_store::files::write_all_at(&*files.create(&path).unwrap(), 0, first.as_bytes()).unwrap();
+    }
+    let store = open(&files);
+    let vm = store.vm(primary.vm).unwrap();
+    assert_eq!(vm.points(), points);
+    files.crash(understudy_store::files::Crash::LostAll);
+    let text = String::from_utf8(files.content(&format!("{}/manifest.json", primary.vm)).unwrap()).unwrap();
+    assert!(text.contains("\"version\":2"), "{text}");
+    drop((store, vm));
+    let store = open(&files);
+    primary.replicate(&store.vm(primary.vm).unwrap(), true);
 }
 
 #[test]

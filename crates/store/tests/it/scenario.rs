@@ -3,16 +3,54 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use understudy_model::{CutDigest, CutNumber, Generation};
-use understudy_store::files::{Files, MemFiles};
+use understudy_model::{CutDigest, CutNumber, DiskId, Generation};
+use understudy_store::files::{FaultyFiles, Files, MemFiles, OutsideFile};
 use understudy_store::{
-    BaseBytes, Definition, FailoverId, FailoverPurpose, FailoverStage, Removal, Store, StoreOptions, UpkeepStep,
-    VmStore,
+    BaseBytes, BaseMode, Definition, FailoverId, FailoverPurpose, FailoverStage, Removal, SeedFile, Store,
+    StoreOptions, UpkeepStep, VmStore,
 };
+
+use understudy_store::files::write_all_at;
 
 use crate::support::*;
 
 pub type Failure = Box<dyn std::error::Error>;
+
+/// A disk for an operation, and what lies on it beside the store.
+pub struct Disk {
+    files: Arc<dyn Files>,
+    memory: MemFiles,
+    faulty: Option<FaultyFiles>,
+}
+
+impl From<MemFiles> for Disk {
+    fn from(memory: MemFiles) -> Self {
+        Self { files: Arc::new(memory.clone()), memory, faulty: None }
+    }
+}
+
+impl From<(FaultyFiles, MemFiles)> for Disk {
+    fn from((faulty, memory): (FaultyFiles, MemFiles)) -> Self {
+        Self { files: Arc::new(faulty.clone()), memory, faulty: Some(faulty) }
+    }
+}
+
+impl Disk {
+    fn seed(&self) -> Result<OutsideFile, Failure> {
+        Ok(self.failing(self.memory.as_outside(SEED)?))
+    }
+
+    fn failing(&self, seed: OutsideFile) -> OutsideFile {
+        match &self.faulty {
+            Some(faulty) => faulty.failing(seed),
+            None => seed,
+        }
+    }
+}
+
+/// A file beside the store, not a whole number of blocks long and shorter than the disk.
+const SEED: &str = "incoming/seed.raw";
+const SEED_LEN: usize = 200_000;
 
 /// One operation on a small VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +69,15 @@ pub enum Operation {
     CommitFailover,
     Remove,
     Reopen,
+    PlantSeed,
+    ShareSeed,
+    TakeSeed,
+    SeededCopy,
+    Replace,
 }
 
 impl Operation {
-    pub const ALL: [Operation; 14] = [
+    pub const ALL: [Operation; 19] = [
         Operation::Create,
         Operation::InitialCopy,
         Operation::FirstCycle,
@@ -49,7 +92,22 @@ impl Operation {
         Operation::CommitFailover,
         Operation::Remove,
         Operation::Reopen,
+        Operation::PlantSeed,
+        Operation::ShareSeed,
+        Operation::TakeSeed,
+        Operation::SeededCopy,
+        Operation::Replace,
     ];
+
+    fn is_seeded(self) -> bool {
+        use Operation::*;
+        matches!(self, PlantSeed | ShareSeed | TakeSeed | SeededCopy)
+    }
+
+    /// Whether it may leave a part of an initial copy.
+    fn copies(self) -> bool {
+        matches!(self, Operation::InitialCopy | Operation::SeededCopy)
+    }
 }
 
 /// What may be there after an operation was cut short: one of these, whole.
@@ -64,6 +122,12 @@ pub struct Expected {
     pub failovers: Vec<(FailoverStage, CutDigest)>,
     /// Bytes of an initial copy that must be there; `None` if none is under way.
     pub copied: Option<u64>,
+    /// Seeds that were planted, as long as their disks.
+    pub seeds: Vec<(DiskId, Vec<u8>)>,
+    /// The seed is where the operator put it.
+    pub seed_outside: bool,
+    /// Points of replicas that were set aside.
+    pub aside: Vec<Option<usize>>,
 }
 
 /// A disk on which everything is ready for an operation.
@@ -110,6 +174,9 @@ impl Stage {
         }
         let vm = store.create_vm(self.primary.vm, Generation(1), &self.primary.specs).unwrap();
         self.before.exists = true;
+        if self.operation.is_seeded() {
+            return self.prepare_seed(&vm);
+        }
         let session = self.primary.admit(&vm);
         if self.operation == Operation::InitialCopy {
             return;
@@ -124,9 +191,41 @@ impl Stage {
         (0..6).for_each(|i| self.replicate(&vm, i));
         self.prepare_replica(&vm);
         self.before.copied = None;
+        if self.operation == Operation::Replace {
+            store.remove(self.primary.vm, Removal::KeepPoints).unwrap();
+        }
         self.before.points = self.points(&vm);
         self.before.failovers = vm.failovers().iter().map(|f| (f.stage, f.cut)).collect();
         self.before.generation = vm.report().generation.0;
+    }
+
+    /// The seed has every other block of the disk, and something else in the others.
+    fn seed(&self) -> Vec<u8> {
+        let block =
+            |(i, block): (usize, &[u8])| if i.is_multiple_of(2) { block.to_vec() } else { vec![i as u8; block.len()] };
+        let mut seed: Vec<u8> = self.primary.images[0].chunks(65_536).enumerate().flat_map(block).collect();
+        seed.truncate(SEED_LEN);
+        seed
+    }
+
+    fn prepare_seed(&mut self, vm: &Arc<VmStore>) {
+        self.files.make_dir("incoming").unwrap();
+        let file = self.files.create(SEED).unwrap();
+        write_all_at(&*file, 0, &self.seed()).unwrap();
+        file.sync().unwrap();
+        self.files.sync_dir("incoming").unwrap();
+        self.files.sync_dir("").unwrap();
+        self.before.seed_outside = true;
+        if self.operation == Operation::SeededCopy {
+            plant(vm, &self.files.clone().into(), false).unwrap();
+            self.before.seeds = self.planted();
+        }
+    }
+
+    fn planted(&self) -> Vec<(DiskId, Vec<u8>)> {
+        let mut seed = self.seed();
+        seed.resize(DISK as usize, 0);
+        vec![(DiskId(0), seed)]
     }
 
     fn replicate(&mut self, vm: &Arc<VmStore>, i: u64) {
@@ -168,6 +267,7 @@ impl Stage {
             Operation::EndTest => {
                 self.failover = Some(vm.begin_failover(self.point(3), FailoverPurpose::Test).unwrap());
             }
+            Operation::Replace => vm.retain(&[self.point(2), self.point(5)]).unwrap(),
             Operation::Revert | Operation::CommitFailover => {
                 self.failover = Some(vm.begin_failover(self.point(3), take_over).unwrap());
             }
@@ -194,6 +294,12 @@ impl Stage {
         match self.operation {
             Operation::Create => after.exists = true,
             Operation::InitialCopy => after.copied = Some(DISK),
+            Operation::PlantSeed | Operation::ShareSeed => after.seeds = self.planted(),
+            Operation::TakeSeed => (after.seeds, after.seed_outside) = (self.planted(), false),
+            Operation::SeededCopy => (after.seeds, after.copied) = (Vec::new(), Some(DISK)),
+            Operation::Replace => {
+                after = Expected { exists: true, generation: 7, aside: vec![Some(2)], ..Expected::default() }
+            }
             Operation::FirstCycle | Operation::Cycle => {
                 let cycle = self.cycle.as_ref().unwrap();
                 after.copied = None;
@@ -217,21 +323,30 @@ impl Stage {
     }
 
     /// Opens the store on `files`, a copy of this stage's disk behind whatever fails, and carries the operation out.
-    pub fn run(&self, files: Arc<dyn Files>, options: StoreOptions) -> Result<(), Failure> {
-        let store = Store::open(files, options)?;
-        self.run_on(&store)
+    pub fn run(&self, disk: Disk, options: StoreOptions) -> Result<(), Failure> {
+        let store = Store::open(disk.files.clone(), options)?;
+        self.run_on(&store, &disk)
     }
 
-    pub fn run_on(&self, store: &Store) -> Result<(), Failure> {
-        if self.operation == Operation::Create {
-            store.create_vm(self.primary.vm, Generation(1), &self.primary.specs)?;
+    pub fn run_on(&self, store: &Store, disk: &Disk) -> Result<(), Failure> {
+        if let Operation::Create | Operation::Replace = self.operation {
+            let generation = if self.operation == Operation::Create { 1 } else { 7 };
+            store.create_vm(self.primary.vm, Generation(generation), &self.primary.specs)?;
             return Ok(());
         }
         let vm = store.vm(self.primary.vm).ok_or("the replica cannot be opened")?;
         let mut primary = self.primary.clone();
         match self.operation {
-            Operation::Create | Operation::Reopen => {}
+            Operation::Create | Operation::Replace | Operation::Reopen => {}
             Operation::InitialCopy => copy(&mut primary, &vm)?,
+            Operation::PlantSeed => {
+                // From another file system, so that it has to be copied.
+                let file = disk.failing(self.files.fork().as_outside(SEED)?);
+                vm.plant_seed(DiskId(0), &SeedFile { file, take: true }, &mut unpaced)?;
+            }
+            Operation::ShareSeed => plant(&vm, disk, false)?,
+            Operation::TakeSeed => plant(&vm, disk, true)?,
+            Operation::SeededCopy => copy_comparing(&mut primary, &vm)?,
             Operation::FirstCycle | Operation::Cycle => {
                 primary.session = primary.session.next();
                 let session = vm.admit_session(primary.generation, primary.session)?;
@@ -273,8 +388,10 @@ impl Stage {
         }
         let found = self.found(files, &store);
         let done = found == self.after;
-        let initial = self.operation == Operation::InitialCopy && !succeeded;
-        let undone = found == self.before || (initial && found.points.is_empty());
+        let initial = self.operation.copies() && !succeeded;
+        // A seed is there until a copy has taken it over.
+        let kept = found.seeds == self.before.seeds || found.copied.is_some();
+        let undone = found == self.before || (initial && found.points.is_empty() && kept);
         assert!(done || (undone && !succeeded), "{:?}: {}", self.operation, describe(&found));
     }
 
@@ -284,7 +401,10 @@ impl Stage {
     }
 
     fn found(&self, files: &MemFiles, store: &Store) -> Expected {
-        let Some(vm) = store.vm(self.primary.vm) else { return Expected { generation: 1, ..Expected::default() } };
+        let aside = store.set_aside().unwrap().iter().map(|aside| aside.points).collect();
+        let Some(vm) = store.vm(self.primary.vm) else {
+            return Expected { generation: 1, aside, ..Expected::default() };
+        };
         let report = vm.report();
         assert_eq!(report.damage, [] as [String; 0], "{:?}", self.operation);
         assert_no_leftovers(files, &vm);
@@ -308,6 +428,9 @@ impl Stage {
             generation: report.generation.0,
             failovers: report.failovers.iter().map(|f| (f.stage, f.cut)).collect(),
             copied: report.initial.map(|positions| positions.iter().map(|(_, at)| *at).min().unwrap()),
+            seeds: vm.seeds().into_iter().map(|disk| (disk, staged(files, &vm, disk))).collect(),
+            seed_outside: files.content(SEED).is_ok_and(|bytes| bytes == self.seed()),
+            aside,
         }
     }
 
@@ -320,8 +443,14 @@ impl Stage {
             return assert_eq!(vm.check(&mut unpaced).unwrap().damage, []);
         }
         primary.session = report.session;
+        if report.detached {
+            vm.attach().unwrap();
+        }
         if report.newest.is_none() {
-            copy(&mut primary, &vm).unwrap();
+            match self.operation.is_seeded() {
+                true => copy_comparing(&mut primary, &vm).unwrap(),
+                false => copy(&mut primary, &vm).unwrap(),
+            }
         }
         primary.parent = report.newest.as_ref().map_or(CutDigest::ZERO, |c| c.id.digest);
         primary.number.0 += 10;
@@ -335,8 +464,10 @@ impl Stage {
 }
 
 fn describe(found: &Expected) -> String {
-    let Expected { exists, points, generation, failovers, copied } = found;
-    format!("{exists} {:?} {generation} {failovers:?} {copied:?}", points.keys())
+    let Expected { exists, points, generation, failovers, copied, seeds, seed_outside, aside } = found;
+    let seeds: Vec<_> = seeds.iter().map(|(disk, _)| disk).collect();
+    let points = points.keys();
+    format!("{exists} {points:?} {generation} {failovers:?} {copied:?} {seeds:?} {seed_outside} {aside:?}")
 }
 
 /// Sends the whole disks, resuming where an earlier attempt was durable.
@@ -353,5 +484,32 @@ fn copy(primary: &mut Primary, vm: &Arc<VmStore>) -> Result<(), Failure> {
         base.write(spec.id, half as u64, BaseBytes::Data(&image[half..]))?;
     }
     base.sync()?;
+    Ok(())
+}
+
+fn plant(vm: &Arc<VmStore>, disk: &Disk, take: bool) -> Result<(), Failure> {
+    vm.plant_seed(DiskId(0), &SeedFile { file: disk.seed()?, take }, &mut unpaced)?;
+    Ok(())
+}
+
+/// A staged disk as it will be compared: a seed that was moved may still lack the zeros at its end.
+fn staged(files: &MemFiles, vm: &VmStore, disk: DiskId) -> Vec<u8> {
+    let mut bytes = files.content(&format!("{}/staging/{disk}-base.raw", vm.id())).unwrap();
+    bytes.resize(DISK as usize, 0);
+    bytes
+}
+
+/// Offers the whole disks and sends what is wanted, in two halves.
+fn copy_comparing(primary: &mut Primary, vm: &Arc<VmStore>) -> Result<(), Failure> {
+    primary.session = primary.session.next();
+    let session = vm.admit_session(primary.generation, primary.session)?;
+    let base = vm.begin_base_in(session, CutNumber(1), &BaseMode::Compare { lenders: Vec::new() })?;
+    for half in 0..2 {
+        for (spec, image) in primary.specs.iter().zip(&primary.images) {
+            let from = half * DISK / 2;
+            offer(&base, spec.id, from, &image[from as usize..(from + DISK / 2) as usize])?;
+        }
+        base.sync()?;
+    }
     Ok(())
 }

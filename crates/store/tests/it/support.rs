@@ -13,8 +13,8 @@ use understudy_run::{
 };
 use understudy_store::files::{Files, MemFiles};
 use understudy_store::{
-    BaseBytes, CycleDisk, CycleError, CycleHeader, Definition, NoCheckpoints, Session, Store, StoreOptions, UpkeepStep,
-    VmStore,
+    BASE_BLOCK, BaseBytes, BaseError, BaseReceiver, BlockClaim, CycleDisk, CycleError, CycleHeader, Definition,
+    NoCheckpoints, Session, Store, StoreOptions, UpkeepStep, VmStore,
 };
 use uuid::Uuid;
 
@@ -201,6 +201,21 @@ pub fn send(vm: &Arc<VmStore>, session: Session, cycle: &Cycle, keep: bool) -> R
     receiver.seal(cycle.digest, keep, cycle.definition.as_ref())
 }
 
+/// Offers a piece of a disk and sends what of it is wanted; how many blocks that were.
+pub fn offer(base: &BaseReceiver, disk: DiskId, offset: u64, piece: &[u8]) -> Result<usize, BaseError> {
+    let block = BASE_BLOCK as usize;
+    let claims: Vec<_> = piece
+        .chunks(block)
+        .zip((offset..).step_by(block))
+        .map(|(bytes, at)| BlockClaim::of(at, &[bytes, &vec![0; block - bytes.len()]].concat()))
+        .collect();
+    let wanted = base.offer(disk, offset, &claims)?;
+    for (i, bytes) in piece.chunks(block).enumerate().filter(|(i, _)| wanted[*i]) {
+        base.write(disk, offset + (i * block) as u64, BaseBytes::Data(bytes))?;
+    }
+    Ok(wanted.iter().filter(|wanted| **wanted).count())
+}
+
 /// A disk's changed clusters as batches, small ones so that there are several.
 fn encode(image: &[u8], dirty: &ExtentSet, size: u64, bits: u32) -> (Vec<Vec<u8>>, understudy_run::RunDigest) {
     let geometry = Geometry::new(size, bits).unwrap();
@@ -294,10 +309,21 @@ pub fn assert_no_leftovers(files: &MemFiles, vm: &VmStore) {
         let Some(inner) = path.strip_prefix(&prefix) else { continue };
         assert!(!inner.ends_with(".new"), "{path}");
         if inner.starts_with("staging/") {
-            assert!(vm.base_positions().is_some() && inner.contains("-base."), "{path}");
+            let begun = vm.base_positions().is_some() || !vm.seeds().is_empty();
+            assert!(begun && inner.contains("-base."), "{path}");
         }
         if inner.starts_with("disk-") && inner.ends_with(".qcow2") && vm.report().links < 2 {
             assert!(named.contains(&path), "{path} is no part of any chain");
         }
     }
+}
+
+/// A manifest said to be of another version, with its body changed.
+pub fn of_version(manifest: &[u8], version: u32, change: impl FnOnce(&str) -> String) -> String {
+    let text = String::from_utf8(manifest.to_vec()).unwrap();
+    let body = change(text.split_once("\"body\":").unwrap().1.strip_suffix('}').unwrap());
+    let mut hasher = blake3::Hasher::new_derive_key("understudy store manifest v1");
+    hasher.update(&version.to_le_bytes()).update(body.as_bytes());
+    let hash = hasher.finalize().to_hex();
+    format!(r#"{{"format":"understudy-store","version":{version},"blake3":"{hash}","body":{body}}}"#)
 }

@@ -1,6 +1,7 @@
 //! One file's bytes: as they read now, as they were last synced, and what lay in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::rng::Rng;
@@ -169,6 +170,33 @@ impl Inode {
     pub(super) fn forget(&mut self) {
         self.dirty.clear();
         self.lens.clear();
+    }
+
+    /// What a file with the same bytes is before anybody synced it.
+    pub(super) fn unsynced_copy(&self) -> Self {
+        let dirty = self.pages.keys().map(|index| (*index, Vec::new())).collect();
+        Self { pages: self.pages.clone(), len: self.len, dirty, lens: vec![0], ..Self::default() }
+    }
+
+    /// The first pages in a row at or after an offset that are no holes.
+    pub(super) fn data_from(&self, offset: u64) -> Option<Range<u64>> {
+        let mut pages = self.pages.range(offset / PAGE..).map(|(index, _)| *index);
+        let first = pages.next()?;
+        let last = pages.enumerate().take_while(|(i, index)| *index == first + 1 + *i as u64).last();
+        let end = (last.map_or(first, |(_, index)| index) + 1) * PAGE;
+        let range = (first * PAGE).max(offset)..end.min(self.len);
+        (!range.is_empty()).then_some(range)
+    }
+
+    /// Clean pages are read from the disk again. After a sync that failed these are older ones.
+    pub(super) fn forget_cached(&mut self) {
+        let all: BTreeSet<u64> = self.pages.keys().chain(self.synced.keys()).copied().collect();
+        for index in all.into_iter().filter(|index| !self.dirty.contains_key(index)) {
+            match self.synced.get(&index) {
+                Some(page) => drop(self.pages.insert(index, page.clone())),
+                None => drop(self.pages.remove(&index)),
+            }
+        }
     }
 
     /// Decides what survived: nothing unsynced without a generator, else by its throws.

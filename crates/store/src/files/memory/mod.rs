@@ -13,6 +13,7 @@ mod rng;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -20,6 +21,7 @@ use inode::Inode;
 use names::{Ino, Names, ROOT};
 use rng::Rng;
 
+use super::outside::{Origin, OutsideFile};
 use super::{Access, Entry, EntryKind, File, FileRef, Files, Lock, check_path};
 
 /// What a crash leaves of what was not synced.
@@ -180,9 +182,27 @@ impl MemFiles {
         Ok(bytes)
     }
 
+    /// Opens a file of this disk as one of the outside: whoever keeps a store on it may be given it.
+    pub fn as_outside(&self, path: &str) -> io::Result<OutsideFile> {
+        Ok(OutsideFile {
+            file: self.open(path, Access::Read)?,
+            origin: Origin::Memory { files: self.clone(), path: path.to_owned() },
+        })
+    }
+
     /// Every path, directories included, in order: for tests that look behind the store.
     pub fn tree(&self) -> Vec<String> {
         self.disk().names.tree()
+    }
+}
+
+impl MemFiles {
+    /// The path of a file of the outside, if it is on this disk.
+    fn path_here<'a>(&self, outside: &'a OutsideFile) -> io::Result<&'a str> {
+        match &outside.origin {
+            Origin::Memory { files, path } if Arc::ptr_eq(&files.disk, &self.disk) => Ok(path),
+            _ => Err(io::ErrorKind::CrossesDevices.into()),
+        }
     }
 }
 
@@ -411,6 +431,21 @@ impl Files for MemFiles {
     fn outside(&self, path: &str) -> PathBuf {
         PathBuf::from("/memory").join(path)
     }
+
+    fn take(&self, from: &OutsideFile, to: &str) -> io::Result<()> {
+        self.rename(self.path_here(from)?, to)
+    }
+
+    fn share(&self, from: &OutsideFile, to: &str) -> io::Result<()> {
+        let path = self.path_here(from)?;
+        check_path(to)?;
+        self.change(|disk| {
+            disk.names.must_be_free(to)?;
+            let copy = disk.inodes[&disk.names.resolve(path)?].unsynced_copy();
+            let ino = disk.add(copy);
+            disk.names.set(to, Some(ino))
+        })
+    }
 }
 
 struct MemLock {
@@ -530,6 +565,17 @@ impl File for MemFile {
 
     fn allocated(&self) -> io::Result<u64> {
         self.read(Inode::allocated)
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.read(|inode| inode.data_from(offset))
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        let mut disk = self.disk.lock().expect("no call of the memory disk panics while it holds the lock");
+        disk.alive(self.epoch)?;
+        disk.inode(self.ino).forget_cached();
+        Ok(())
     }
 }
 

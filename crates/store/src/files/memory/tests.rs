@@ -129,6 +129,53 @@ fn a_failed_sync_loses_what_a_later_one_seems_to_have_stored() {
 }
 
 #[test]
+fn what_a_failed_sync_lost_shows_once_nothing_is_remembered() {
+    let files = MemFiles::new();
+    let file = put(&files, "a", b"one");
+    file.sync().unwrap();
+    write_all_at(&*file, 0, b"two").unwrap();
+    file.forget_cached().unwrap();
+    assert_eq!(text(&files, "a"), "two", "what is not synced is not forgotten");
+    files.lose_next_sync();
+    assert!(file.sync().is_err());
+    file.forget_cached().unwrap();
+    assert_eq!(text(&files, "a"), "one");
+}
+
+#[test]
+fn a_file_of_the_outside_is_moved_whole_or_not_and_a_shared_one_is_not_durable_yet() {
+    for seed in 0..100 {
+        let files = MemFiles::new();
+        files.make_dir("d").unwrap();
+        put(&files, "seed", b"bytes").sync().unwrap();
+        files.sync_dir("").unwrap();
+        files.take(&files.as_outside("seed").unwrap(), "d/taken").unwrap();
+        files.crash(Crash::Seed(seed));
+        let path = if files.tree().contains(&"seed".to_owned()) { "seed" } else { "d/taken" };
+        assert_eq!(text(&files, path), "bytes");
+        files.share(&files.as_outside(path).unwrap(), "d/shared").unwrap();
+        assert_eq!(text(&files, "d/shared"), "bytes");
+        files.sync_dir("d").unwrap();
+        files.crash(Crash::LostAll);
+        assert_eq!(text(&files, "d/shared"), "");
+        assert_eq!(text(&files, path), "bytes");
+    }
+}
+
+#[test]
+fn data_is_told_from_holes() {
+    let files = MemFiles::new();
+    let file = files.create("a").unwrap();
+    file.set_len(100_000).unwrap();
+    assert_eq!(file.data_from(0).unwrap(), None);
+    write_all_at(&*file, 10_000, &[1; 10_000]).unwrap();
+    write_all_at(&*file, 98_000, &[1; 2_000]).unwrap();
+    let ranges: Vec<_> = crate::files::data_ranges(&*file, 0).collect::<Result<_, _>>().unwrap();
+    assert_eq!(ranges, [8192..20480, 94208..100_000]);
+    assert_eq!(file.data_from(9_000).unwrap(), Some(9_000..20480));
+}
+
+#[test]
 fn a_full_disk_refuses_and_gives_space_back() {
     let files = MemFiles::with_capacity(3 * 4096);
     let a = put(&files, "a", &[1; 8192]);

@@ -27,6 +27,7 @@ pub(super) fn publish_base(m: &mut Manifest, initial: &[InitialDisk]) {
     let size = |disk: DiskId| m.disks.iter().find(|d| d.spec.id == disk).map_or(0, |d| d.spec.size);
     let files = initial.iter().map(|i| BaseFile { disk: i.disk, size: size(i.disk), stub: None }).collect();
     m.base = Some(Base { record: None, files });
+    m.seeds.clear();
     m.pending.extend(initial.iter().map(|i| PendingRename::Base { disk: i.disk }));
 }
 

@@ -213,7 +213,7 @@ mod tests {
     fn damaged_links_are_left_alone_and_stay_apart() {
         let mut m = chain("*--*--*-");
         let object = Object::Run { disk: DiskId(0), number: FileNumber(3) };
-        m.damage.push(DamageRecord { object, what: String::new() });
+        m.damage.push(DamageRecord { object, what: String::new(), covered: None });
         assert_eq!(next(&m), merge(3..6));
         m.damage[0].object = Object::Base { disk: DiskId(0) };
         m.base.as_mut().unwrap().record.as_mut().unwrap().kept = false;

@@ -1,24 +1,35 @@
 //! Receiving an initial copy: into sparse files in staging, resumable, invisible until the first cycle is sealed.
 //!
+//! It may begin with what lies in staging already: a seed that an operator planted ([`seed`]), or what an earlier
+//! attempt brought. Then the source offers hashes first, and sends what differs ([`offer`]).
+//!
 //! The copy of a running VM's disks is no state they were ever in; the first cycle carries what was written while it
 //! was made. So the base is published together with the first run, and nothing is shown before
 //! ([`super::receive`]).
 //!
-//! Invariant: everything below a disk's position is durable. Above it anything may lie, and is written again.
+//! Invariant: everything below a disk's position is durable and what the source has. Above it anything may lie, and is
+//! written or compared again; no checksum of it is believed.
+
+mod error;
+mod lend;
+mod offer;
+pub(crate) mod seed;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard};
 
-use understudy_model::{CutNumber, DiskId, ErrorKind, Extent, ExtentSet};
+use understudy_model::{CutNumber, DiskId, DiskSpec, Extent, ExtentSet, VmId};
 
 use super::sums::{BASE_BLOCK, SummedBase};
 use super::{Space, VmStore, session};
+use crate::Session;
 use crate::checkpoints::CrashPoint;
-use crate::error::{At, ChangeError, FileError};
-use crate::files::{Access, set_len};
+use crate::error::{At, FileError};
+use crate::files::{Access, FileRef, set_len};
 use crate::manifest::{InitialDisk, Manifest};
 use crate::paths;
-use crate::{Session, SessionError};
+pub use error::BaseError;
+use lend::Lenders;
 
 /// A piece of a disk.
 #[derive(Debug, Clone, Copy)]
@@ -38,77 +49,25 @@ impl BaseBytes<'_> {
     }
 }
 
-/// Why an initial copy does not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum BaseError {
-    /// The session does not count.
-    #[error("cannot take an initial copy in this session")]
-    Session(#[from] SessionError),
-    /// There is a base already.
-    #[error("the initial copy is done")]
-    Published,
-    /// Somebody else is receiving in this session.
-    #[error("another transfer to this replica is under way")]
-    Busy,
-    /// The VM has no such disk.
-    #[error("{disk} is none of the VM's disks")]
-    UnknownDisk {
-        /// What was asked for.
-        disk: DiskId,
+/// What an initial copy begins with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum BaseMode {
+    /// Empty disks, unless it goes on with the same attempt.
+    #[default]
+    Fresh,
+    /// What lies in staging, whoever brought it: it is compared with what the source offers.
+    Compare {
+        /// Other replicas of this store from whose bases equal blocks may be taken: of VMs that the source may know,
+        /// since it learns which of its blocks they have.
+        lenders: Vec<VmId>,
     },
-    /// Pieces consist of whole blocks of [`BASE_BLOCK`] bytes, save at the disk's end.
-    #[error("the piece of {len} bytes at {offset} is not of whole blocks of 64 KiB")]
-    Unaligned {
-        /// Its offset.
-        offset: u64,
-        /// Its length.
-        len: u64,
-    },
-    /// The piece lies beyond the disk's end.
-    #[error("the piece of {len} bytes at {offset} lies outside a disk of {size}")]
-    OutOfRange {
-        /// Its offset.
-        offset: u64,
-        /// Its length.
-        len: u64,
-        /// The disk's size.
-        size: u64,
-    },
-    /// Pieces came so scattered that keeping account of them is no longer bounded.
-    #[error("too many scattered pieces since the last sync")]
-    Scattered,
-    /// What is left of the disk is kept for upkeep and failover.
-    #[error("no space left for replication: {free} bytes are free, {floor} are kept")]
-    NoSpace {
-        /// Bytes free.
-        free: u64,
-        /// Bytes that receiving leaves alone.
-        floor: u64,
-    },
-    /// A file could not be used.
-    #[error("cannot take a piece of an initial copy")]
-    File(#[from] FileError),
-    /// Positions could not be recorded.
-    #[error("cannot record how far an initial copy got")]
-    Change(#[from] ChangeError),
-}
-
-impl BaseError {
-    /// What the caller does next.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            BaseError::Session(err) => err.kind(),
-            BaseError::Busy => ErrorKind::Retry,
-            BaseError::NoSpace { .. } => ErrorKind::Operator,
-            BaseError::File(err) => err.kind(),
-            BaseError::Change(err) => err.kind(),
-            _ => ErrorKind::Refused,
-        }
-    }
 }
 
 /// Pieces beyond the contiguous part that are kept account of between two syncs, per disk.
 const PIECES_MAX: usize = 65_536;
+
+/// A disk with its staged base and its durable position.
+type Begun = (DiskSpec, SummedBase, u64);
 
 /// An initial copy being received. Any number of threads may write; dropping it gives nothing up.
 pub struct BaseReceiver {
@@ -116,11 +75,14 @@ pub struct BaseReceiver {
     session: Session,
     attempt: CutNumber,
     claim: u64,
+    /// Whether what lies in staging was looked at in a way that allows to compare with it.
+    compares: bool,
     disks: BTreeMap<DiskId, Mutex<BaseDisk>>,
 }
 
 struct BaseDisk {
     base: SummedBase,
+    lenders: Lenders,
     size: u64,
     /// Everything below is durable.
     durable: u64,
@@ -137,77 +99,139 @@ impl BaseDisk {
             _ => self.durable,
         }
     }
+
+    /// Notes that a piece is what the source has.
+    fn account(&mut self, piece: Extent) -> Result<(), BaseError> {
+        self.written.insert(piece);
+        if self.written.count() > PIECES_MAX { Err(BaseError::Scattered) } else { Ok(()) }
+    }
 }
 
 impl VmStore {
-    /// Begins an initial copy, or resumes the one of this attempt. What another attempt left rests on other tracking,
-    /// and nothing is built upon it.
+    /// Begins an initial copy with empty disks, or resumes the one of this attempt. What another attempt left rests on
+    /// other tracking, and nothing is built upon it.
     pub fn begin_base(self: &Arc<Self>, session: Session, attempt: CutNumber) -> Result<BaseReceiver, BaseError> {
+        self.begin_base_in(session, attempt, &BaseMode::Fresh)
+    }
+
+    /// Begins an initial copy, or resumes the one of this attempt from its durable positions. In
+    /// [`BaseMode::Compare`] another attempt goes through everything from the beginning, and keeps what is equal.
+    pub fn begin_base_in(
+        self: &Arc<Self>,
+        session: Session,
+        attempt: CutNumber,
+        mode: &BaseMode,
+    ) -> Result<BaseReceiver, BaseError> {
         let manifest = self.manifest();
         check_open(&manifest, session)?;
         self.check_going()?;
         let claim = self.claim_receiving(session).ok_or(BaseError::Busy)?;
         // What a superseded receiver is writing at this moment ends before this one begins.
         drop(self.base_io.write().expect("nothing panics while a base is changed"));
-        let begun = self.begin_claimed(session, attempt, &manifest);
+        let begun = self.begin_claimed(session, attempt, mode, &manifest);
         let disks = begun.inspect_err(|_| self.end_receiving(claim))?;
-        Ok(BaseReceiver { vm: self.clone(), session, attempt, claim, disks })
+        let compares = *mode != BaseMode::Fresh;
+        Ok(BaseReceiver { vm: self.clone(), session, attempt, claim, compares, disks })
     }
 
     fn begin_claimed(
         &self,
         session: Session,
         attempt: CutNumber,
+        mode: &BaseMode,
         manifest: &Manifest,
     ) -> Result<BTreeMap<DiskId, Mutex<BaseDisk>>, BaseError> {
         let is_same = manifest.attempt() == Some(attempt);
-        match if is_same { self.resume_base(manifest)? } else { None } {
-            Some(disks) => Ok(disks),
-            None => self.restart_base(session, attempt, manifest),
-        }
+        let bases = match if is_same { self.resume_base(mode, manifest)? } else { None } {
+            Some(bases) => bases,
+            None => self.restart_base(session, attempt, mode, manifest)?,
+        };
+        let disks = bases.into_iter().map(|(spec, base, durable)| {
+            let lenders = Lenders::find(self, mode, &spec);
+            let written = ExtentSet::new();
+            (spec.id, Mutex::new(BaseDisk { base, lenders, size: spec.size, durable, written, begun: is_same }))
+        });
+        Ok(disks.collect())
     }
 
     /// The files of the copy under way; `None` if one of them is gone.
-    fn resume_base(&self, manifest: &Manifest) -> Result<Option<BTreeMap<DiskId, Mutex<BaseDisk>>>, BaseError> {
-        let mut disks = BTreeMap::new();
+    fn resume_base(&self, mode: &BaseMode, manifest: &Manifest) -> Result<Option<Vec<Begun>>, BaseError> {
+        let mut bases = Vec::new();
         for initial in manifest.initial.iter().flatten() {
             let spec = manifest.current_disks().find(|spec| spec.id == initial.disk);
             let spec = spec.ok_or(BaseError::UnknownDisk { disk: initial.disk })?;
-            let path = paths::staged_base(spec.id);
-            let data = self.place.open_if_there(&path, Access::Write)?;
-            let sums = self.place.open_if_there(&paths::staged_base_sums(spec.id), Access::Write)?;
-            let (Some(data), Some(sums)) = (data, sums) else { return Ok(None) };
-            if self.place.len(&data, &path)? != spec.size {
-                return Ok(None);
+            let Some(data) = self.open_staged(spec)? else { return Ok(None) };
+            if *mode != BaseMode::Fresh {
+                self.look_anew(spec, &data)?;
             }
-            let base = SummedBase::new(data, sums);
-            let durable = initial.position;
-            let disk = BaseDisk { base, size: spec.size, durable, written: ExtentSet::new(), begun: true };
-            disks.insert(spec.id, Mutex::new(disk));
+            let sums = self.place.open_if_there(&paths::staged_base_sums(spec.id), Access::Write)?;
+            let Some(sums) = sums else { return Ok(None) };
+            bases.push((spec.clone(), SummedBase::new(data, sums), initial.position));
         }
-        Ok(Some(disks))
+        Ok(Some(bases))
+    }
+
+    /// A staged base, if it is there and of the right length.
+    fn open_staged(&self, spec: &DiskSpec) -> Result<Option<FileRef>, BaseError> {
+        let path = paths::staged_base(spec.id);
+        let Some(data) = self.place.open_if_there(&path, Access::Write)? else { return Ok(None) };
+        let fits = self.place.len(&data, &path)? == spec.size;
+        Ok(fits.then_some(data))
+    }
+
+    /// What is read from now on is what the disk has, not what is remembered of a sync that failed.
+    fn look_anew(&self, spec: &DiskSpec, data: &FileRef) -> Result<(), BaseError> {
+        let path = paths::staged_base(spec.id);
+        self.place.sync(data, &path).map_err(|err| self.judge(err))?;
+        Ok(data.forget_cached().at("read anew", &self.place.path(&path))?)
     }
 
     fn restart_base(
         &self,
         session: Session,
         attempt: CutNumber,
+        mode: &BaseMode,
         manifest: &Manifest,
-    ) -> Result<BTreeMap<DiskId, Mutex<BaseDisk>>, BaseError> {
+    ) -> Result<Vec<Begun>, BaseError> {
+        let kept = match mode {
+            BaseMode::Fresh => Vec::new(),
+            BaseMode::Compare { .. } => staged_disks(manifest),
+        };
         // The positions go first: they must never vouch for a file that is not the one they were measured on.
-        if manifest.initial.is_some() {
-            self.save_positions(session, |m| m.initial = None)?;
+        if manifest.initial.is_some() || manifest.seeds != kept {
+            self.save_positions(session, |m| (m.initial, m.seeds) = (None, kept.clone()))?;
         }
-        let mut disks = BTreeMap::new();
+        let mut bases = Vec::new();
         for spec in manifest.current_disks() {
-            let base = self.create_base(&paths::staged_base(spec.id), &paths::staged_base_sums(spec.id), spec.size)?;
-            let disk = BaseDisk { base, size: spec.size, durable: 0, written: ExtentSet::new(), begun: false };
-            disks.insert(spec.id, Mutex::new(disk));
+            let base = match kept.contains(&spec.id) {
+                true => self.keep_staged(spec)?,
+                false => None,
+            };
+            let base = match base {
+                Some(base) => base,
+                None => self.create_base(&paths::staged_base(spec.id), &paths::staged_base_sums(spec.id), spec.size)?,
+            };
+            bases.push((spec.clone(), base, 0));
         }
         self.place.sync_dir(paths::STAGING).map_err(|err| self.judge(err))?;
-        let initial = disks.keys().map(|disk| InitialDisk { disk: *disk, attempt, position: 0 }).collect();
-        self.save_positions(session, |m| m.initial = Some(initial))?;
-        Ok(disks)
+        let initial = bases.iter().map(|(spec, ..)| InitialDisk { disk: spec.id, attempt, position: 0 }).collect();
+        self.save_positions(session, |m| (m.initial, m.seeds) = (Some(initial), Vec::new()))?;
+        Ok(bases)
+    }
+
+    /// A staged base under an empty table of checksums; `None` if it is gone, or is not this disk's.
+    fn keep_staged(&self, spec: &DiskSpec) -> Result<Option<SummedBase>, BaseError> {
+        self.extend_seed(spec)?;
+        let Some(data) = self.open_staged(spec)? else { return Ok(None) };
+        self.look_anew(spec, &data)?;
+        let path = paths::staged_base_sums(spec.id);
+        let sums = match self.place.open_if_there(&path, Access::Write)? {
+            Some(sums) => sums,
+            None => self.place.create(&path)?,
+        };
+        SummedBase::size_table(&sums, spec.size).at("size", &self.place.path(&path))?;
+        self.place.sync(&sums, &path).map_err(|err| self.judge(err))?;
+        Ok(Some(SummedBase::new(data, sums)))
     }
 
     fn save_positions(&self, session: Session, edit: impl FnOnce(&mut Manifest)) -> Result<(), BaseError> {
@@ -247,6 +271,12 @@ impl VmStore {
     }
 }
 
+/// Disks of which something lies in staging.
+fn staged_disks(manifest: &Manifest) -> Vec<DiskId> {
+    let of_attempt = manifest.initial.iter().flatten().map(|i| i.disk);
+    of_attempt.chain(manifest.seeds.iter().copied()).collect()
+}
+
 /// Whether an initial copy may be received in this session.
 fn check_open(manifest: &Manifest, session: Session) -> Result<(), BaseError> {
     session::check(manifest, session)?;
@@ -257,17 +287,8 @@ impl BaseReceiver {
     /// Takes one piece of one disk. Pieces may come in any order; what lies below the durable position is passed
     /// over, since it is there already. Nothing is durable before [`BaseReceiver::sync`].
     pub fn write(&self, disk: DiskId, offset: u64, bytes: BaseBytes<'_>) -> Result<(), BaseError> {
-        check_open(&self.vm.manifest(), self.session)?;
-        self.vm.check_going()?;
-        if let Err((free, floor)) = self.vm.spare_space()? {
-            return Err(BaseError::NoSpace { free, floor });
-        }
-        let entry = self.disks.get(&disk).ok_or(BaseError::UnknownDisk { disk })?;
-        let mut entry = entry.lock().expect("no write of a base panics half-way");
-        let _still = self.vm.base_io.read().expect("nothing panics while a base is changed");
-        if !self.vm.is_receiving(self.claim) {
-            return Err(BaseError::Busy);
-        }
+        let mut entry = self.admit(disk)?;
+        let _still = self.still()?;
         self.vm.reached(if entry.begun { CrashPoint::InitialMidExtent } else { CrashPoint::InitialFirstExtent })?;
         entry.begun = true;
         check_piece(offset, bytes.len(), entry.size)?;
@@ -280,10 +301,30 @@ impl BaseReceiver {
             BaseBytes::Data(bytes) => entry.base.write_initial(from, &bytes[skip as usize..]),
             BaseBytes::Zeros(_) => entry.base.zero_initial(from, len),
         };
+        write.map_err(|err| self.failed(disk, err))?;
+        entry.account(Extent::new(from, len))
+    }
+
+    /// Whether anything may be changed now, and the disk of which it is asked.
+    fn admit(&self, disk: DiskId) -> Result<MutexGuard<'_, BaseDisk>, BaseError> {
+        check_open(&self.vm.manifest(), self.session)?;
+        self.vm.check_going()?;
+        if let Err((free, floor)) = self.vm.spare_space()? {
+            return Err(BaseError::NoSpace { free, floor });
+        }
+        let entry = self.disks.get(&disk).ok_or(BaseError::UnknownDisk { disk })?;
+        Ok(entry.lock().expect("no write of a base panics half-way"))
+    }
+
+    /// Holds back whoever supersedes this receiver, unless that has happened.
+    fn still(&self) -> Result<RwLockReadGuard<'_, ()>, BaseError> {
+        let still = self.vm.base_io.read().expect("nothing panics while a base is changed");
+        if self.vm.is_receiving(self.claim) { Ok(still) } else { Err(BaseError::Busy) }
+    }
+
+    fn failed(&self, disk: DiskId, err: std::io::Error) -> FileError {
         let path = self.vm.place.path(&paths::staged_base(disk));
-        write.map_err(|err| self.vm.judge(FileError::new("write", path, err)))?;
-        entry.written.insert(Extent::new(from, len));
-        if entry.written.count() > PIECES_MAX { Err(BaseError::Scattered) } else { Ok(()) }
+        self.vm.judge(FileError::new("write", path, err))
     }
 
     /// Makes what was written durable and answers how far each disk now is without a gap.
