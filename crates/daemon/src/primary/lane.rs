@@ -431,6 +431,7 @@ fn images_of(found: &Description, disks: &[DiskSpec], first: CutNumber) -> Vec<I
             format: disk.format,
             stamp: None,
             map: Some(first),
+            held: None,
         })
     };
     disks.iter().filter_map(record).collect()

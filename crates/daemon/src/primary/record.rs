@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use understudy_engine::primary::{Base, Record};
 use understudy_hypervisor::driver::{ImageFormat, ImageRecord, ImageStamp};
 use understudy_model::{
-    CutNumber, CutRef, DiskId, DiskSpec, Generation, JobId, RelationshipId, SessionNumber, Settings, State, Timestamp,
+    CutNumber, CutRef, DiskId, DiskSpec, Extent, ExtentSet, Generation, JobId, RelationshipId, SessionNumber, Settings,
+    State, Timestamp,
 };
 
 use super::owner::Durable;
@@ -87,6 +88,9 @@ struct StoredImage {
     stamp: Option<StoredStamp>,
     #[serde(default)]
     map: Option<u64>,
+    /// Pairs of offset and length.
+    #[serde(default)]
+    held: Option<Vec<(u64, u64)>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -144,7 +148,15 @@ fn write_image(image: &ImageRecord) -> Option<StoredImage> {
         changed_ns: s.changed_ns.to_string(),
     });
     let format = image.format.name()?.to_owned();
-    Some(StoredImage { disk: image.disk.0, path: image.path.clone(), format, stamp, map: image.map.map(|m| m.0) })
+    let pairs = |held: &ExtentSet| held.iter().map(|e| (e.offset, e.len)).collect();
+    Some(StoredImage {
+        disk: image.disk.0,
+        path: image.path.clone(),
+        format,
+        stamp,
+        map: image.map.map(|m| m.0),
+        held: image.held.as_ref().map(pairs),
+    })
 }
 
 /// Reads what [`write()`] wrote. Identity and settings stand elsewhere in the catalogue.
@@ -190,7 +202,15 @@ fn read_image(image: StoredImage) -> Result<ImageRecord, RecordError> {
             changed_ns: time(&s.changed_ns)?,
         }),
     };
-    Ok(ImageRecord { disk: DiskId(image.disk), path: image.path, format, stamp, map: image.map.map(CutNumber) })
+    let held = |pairs: Vec<(u64, u64)>| pairs.into_iter().map(|(offset, len)| Extent::new(offset, len)).collect();
+    Ok(ImageRecord {
+        disk: DiskId(image.disk),
+        path: image.path,
+        format,
+        stamp,
+        map: image.map.map(CutNumber),
+        held: image.held.map(held),
+    })
 }
 
 #[cfg(test)]
@@ -215,6 +235,7 @@ mod tests {
             format: ImageFormat::Raw,
             stamp: Some(stamp),
             map: Some(CutNumber(9)),
+            held: Some([Extent::new(65536, 512)].into_iter().collect()),
         };
         Durable { record, images: vec![image], newest_at: Some(Timestamp(8)) }
     }

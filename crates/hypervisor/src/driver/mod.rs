@@ -248,6 +248,15 @@ pub struct ImageRecord {
     /// The youngest map on the disk after that cut. Should the image bear only older ones later, then an earlier state
     /// of it was put back. `None` where that is not known.
     pub map: Option<CutNumber>,
+    /// What the maps in the image held at that cut, if the VM was off then. Off, a cut begins no map; but a later state
+    /// of the image holds all of this and an earlier one that differs in what was read does not, for it lacks what was
+    /// written in between. `None` where that is not known or would be too much to keep ([`ImageRecord::HELD_MAX`]).
+    pub held: Option<ExtentSet>,
+}
+
+impl ImageRecord {
+    /// Most pieces of [`ImageRecord::held`]: a record of some 100 KiB, written with each cut of a VM that is off.
+    pub const HELD_MAX: usize = 4096;
 }
 
 /// Tells one state of an image file from another without reading it. Equal stamps mean unchanged, as far as the host's

@@ -269,7 +269,7 @@ impl FakeVm {
         let found = &self.disks[at];
         let stamp = (self.power == Power::Off).then(|| found.stamp());
         // Nobody puts the images of this VM back.
-        ImageRecord { disk, path: found.path(), format: found.format(), stamp, map: None }
+        ImageRecord { disk, path: found.path(), format: found.format(), stamp, map: None, held: None }
     }
 
     fn due_while_on(&self, request: &CutRequest, found: &[(DiskId, usize)]) -> Result<Vec<ExtentSet>> {

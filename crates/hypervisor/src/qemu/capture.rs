@@ -114,6 +114,10 @@ fn check_disk(disk: &Disk, request: &CutRequest, known: Option<&ImageRecord>) ->
     if known.is_some_and(|known| images::is_exchanged(known, &disk.info)) {
         return Err(disk.lost(LostTracking::ChangedWhileOff));
     }
+    let held = known.and_then(|image| image.held.as_ref());
+    if held.is_some_and(|held| !held.is_empty()) && disk.marked_granules(&request.owner) == 0 {
+        return Err(disk.lost(LostTracking::ChangedWhileOff));
+    }
     if maps.maps.iter().any(|m| m.number == request.number) {
         return Err(disk.lost(LostTracking::NumberTaken { number: request.number }));
     }
@@ -203,6 +207,7 @@ async fn take(shared: &Shared, monitor: &mut Monitor, plan: &Plan<'_>, request: 
     end_old_maps(monitor, plan, request).await?;
     let due = due(monitor, plan).await?;
     let disks = open_exports(shared, monitor, plan, &due).await?;
+    check_held(&disks, plan, request)?;
     Ok(Taken {
         taken_at: moment,
         consistency: achieved(request.consistency, shortfall.is_some()),
@@ -213,6 +218,18 @@ async fn take(shared: &Shared, monitor: &mut Monitor, plan: &Plan<'_>, request: 
         scratch_limit: request.scratch_limit,
         is_narrow: plan.is_narrow,
     })
+}
+
+/// Whether the maps hold what they held at the base, if the VM was off then: else an earlier state of an image was put
+/// back before the VM was started.
+fn check_held(disks: &HashMap<DiskId, FrozenDisk>, plan: &Plan<'_>, request: &CutRequest) -> Result<()> {
+    for (spec, disk) in &plan.disks {
+        let held = request.images.iter().find(|image| image.disk == spec.id).and_then(|image| image.held.as_ref());
+        if !images::holds(disks.get(&spec.id).map(FrozenDisk::due), held) {
+            return Err(disk.lost(LostTracking::ChangedWhileOff));
+        }
+    }
+    Ok(())
 }
 
 fn achieved(asked: Consistency, fell_short: bool) -> Consistency {

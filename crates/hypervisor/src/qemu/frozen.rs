@@ -66,6 +66,11 @@ impl FrozenDisk {
         Self::new(spec, ExtentSet::new(), None)
     }
 
+    /// What changed since the base.
+    pub fn due(&self) -> &ExtentSet {
+        &self.due
+    }
+
     fn new(spec: &DiskSpec, due: ExtentSet, source: Option<Source>) -> Self {
         let progress = Mutex::new(Progress::new(&due, spec.size));
         Self { spec: spec.clone(), due, source, progress, ended: Arc::default() }

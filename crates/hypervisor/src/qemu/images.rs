@@ -5,12 +5,17 @@
 //! | known of the image | then |
 //! |---|---|
 //! | its stamp at the base, and that is its stamp now | nothing changed |
-//! | its stamp at the base, and it has another now | somebody changed it: resynchronisation |
+//! | its stamp at the base, and it has another now; it is a qcow2 whose maps hold all they held then | the VM was on in between: what the maps hold changed |
+//! | its stamp at the base, and it has another now; anything else | somebody changed it: resynchronisation |
 //! | nothing, for the VM was on at the base; it is a qcow2 whose maps cover the base | what the maps hold changed |
 //! | nothing, and no maps, or older ones than had begun at the base | resynchronisation |
 //!
-//! What somebody writes between the last cut of a VM that is off and its start is not seen, unless it makes the image
-//! another file.
+//! What somebody writes past the maps between the last cut of a VM that is off and its start is not seen, unless it makes
+//! the image another file or takes something out of its maps.
+//!
+//! Why maps that hold all they held show that an image is no earlier state: say it is one, of the time t before the base.
+//! What the VM wrote between t and the base is in the maps as they were at the base, hence in those of now, hence sent
+//! again. What was written after t in the history that this image has is in its maps anyway.
 //!
 //! Maps are not rotated meanwhile. They go on holding what they held when the VM is started again, which is too much and
 //! never too little.
@@ -26,8 +31,8 @@ use super::Shared;
 use super::capture::now;
 use super::idle::Idle;
 use crate::driver::{
-    CutRequest, DiskInfo, DiskMaps, DiskReader, Error, FrozenCut, ImageFormat, ImageRecord, ImageStamp, LostTracking,
-    MapInfo, MapOwner, Result,
+    CutRequest, DiskInfo, DiskMaps, DiskReader, Error, FrozenCut, ImageFormat, ImageRecord, LostTracking, MapInfo,
+    MapOwner, Result,
 };
 use crate::offline::{ImageFacts, OfflineError, StoppedDisk, StoppedDisks, StoppedReader, inspect};
 
@@ -37,7 +42,7 @@ const STORAGE_DAEMONS: &[&str] = &["/usr/bin/qemu-storage-daemon", "/usr/local/b
 /// The records of disks of a VM that is on: where their images lie. Stamps mean nothing then.
 pub fn records(disks: Vec<(DiskId, DiskInfo, Option<CutNumber>)>) -> Vec<ImageRecord> {
     let record = |(disk, info, map): (DiskId, DiskInfo, Option<CutNumber>)| {
-        Some(ImageRecord { disk, path: info.path?, format: info.format, stamp: None, map })
+        Some(ImageRecord { disk, path: info.path?, format: info.format, stamp: None, map, held: None })
     };
     disks.into_iter().filter_map(record).collect()
 }
@@ -51,35 +56,52 @@ pub async fn cut(shared: &Shared, request: CutRequest, slot: OwnedMutexGuard<()>
     let taken_at = now();
     let judged = tokio::task::spawn_blocking(move || looks.into_iter().map(Look::judge).collect::<Result<Vec<_>>>());
     let judged = judged.await.unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()))?;
-    let (stopped, maps): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
-    let record = |stamp: &dyn Fn(&StoppedDisk) -> Option<ImageStamp>| {
-        let each = stopped.iter().zip(&maps);
-        each.map(|(disk, map)| record(disk, stamp(disk), *map)).collect::<Vec<_>>()
-    };
     let (consistency, shortfall) = reached(request.consistency);
-    if stopped.iter().all(|disk| disk.unchanged_at.is_some()) {
-        let images = record(&|disk| disk.unchanged_at);
+    if judged.iter().all(|known| known.is_unchanged) {
+        let images = judged.into_iter().map(|known| known.record(None)).collect();
         return Ok(Box::new(Idle::of(&request.disks, taken_at, consistency, shortfall, images, slot)));
     }
-    // A VM that ended in the middle of a cut, and our own end with it, leaves that cut's scratch files.
-    let scratch = shared.config.scratch_dir.clone();
-    if let Err(err) = super::scratch::sweep(&scratch) {
+    sweep(shared)?;
+    let directory = shared.config.runtime_dir.join("stopped");
+    let stopped: Vec<StoppedDisk> = judged.iter().map(|known| known.disk.clone()).collect();
+    let disks = StoppedDisks::open(storage_daemon()?, &directory, &stopped).await?;
+    if let Err(err) = check(&disks, &request.disks, &judged) {
+        disks.close().await;
+        return Err(err);
+    }
+    let images = judged.into_iter().map(|known| known.record(Some(&disks))).collect();
+    Ok(Box::new(StoppedCut { disks, taken_at, consistency, shortfall, images, _slot: slot }))
+}
+
+/// A VM that ended in the middle of a cut, and our own end with it, leaves that cut's scratch files.
+fn sweep(shared: &Shared) -> Result<()> {
+    let scratch = &shared.config.scratch_dir;
+    if let Err(err) = super::scratch::sweep(scratch) {
         tracing::warn!(directory = %scratch.display(), %err, "scratch space of an earlier cut is still taken");
     }
-    let directory = shared.config.runtime_dir.join("stopped");
     // Where it lies may have been cleared, with the host's start, since the VM was last on.
     std::fs::create_dir_all(&shared.config.runtime_dir)
-        .map_err(|err| Error::host(format!("make {}", shared.config.runtime_dir.display()), err))?;
-    let disks = StoppedDisks::open(storage_daemon()?, &directory, &stopped).await?;
-    for spec in &request.disks {
+        .map_err(|err| Error::host(format!("make {}", shared.config.runtime_dir.display()), err))
+}
+
+/// Whether the disks have the sizes they had, and their maps hold what they held.
+fn check(disks: &StoppedDisks, specs: &[DiskSpec], judged: &[Known]) -> Result<()> {
+    for (spec, known) in specs.iter().zip(judged) {
         let found = disks.reader(spec.id).map_or(0, DiskReader::size);
         if found != spec.size {
-            disks.close().await;
             return Err(Error::Resized { disk: spec.key.clone(), expected: spec.size, found });
         }
+        if !known.is_unchanged && !holds(disks.dirty(spec.id), known.held.as_ref()) {
+            return Err(Error::tracking(&spec.key, LostTracking::ChangedWhileOff));
+        }
     }
-    let images = record(&|disk| disks.stamp(disk.disk));
-    Ok(Box::new(StoppedCut { disks, taken_at, consistency, shortfall, images, _slot: slot }))
+    Ok(())
+}
+
+/// Whether maps hold all that they held at the base, if that is known to matter.
+pub fn holds(now: Option<&ExtentSet>, then: Option<&ExtentSet>) -> bool {
+    let Some(then) = then else { return true };
+    now.is_some_and(|now| then.iter().all(|extent| now.contains(extent)))
 }
 
 /// A guest that is off cannot freeze its file systems. If it was shut down it has put them in order itself, but nobody
@@ -89,10 +111,6 @@ fn reached(asked: Consistency) -> (Consistency, Option<String>) {
         Consistency::Application => (Consistency::Standard, Some("the VM is off".into())),
         asked => (asked, None),
     }
-}
-
-fn record(disk: &StoppedDisk, stamp: Option<ImageStamp>, map: Option<CutNumber>) -> ImageRecord {
-    ImageRecord { disk: disk.disk, path: disk.path.clone(), format: disk.format, stamp, map }
 }
 
 fn storage_daemon() -> Result<&'static Path> {
@@ -120,9 +138,32 @@ fn look(spec: &DiskSpec, request: &CutRequest) -> Result<Look> {
     Ok(Look { spec: spec.clone(), record, owner: request.owner, base: request.base })
 }
 
+/// What is known of an image before it is opened.
+struct Known {
+    disk: StoppedDisk,
+    /// Its youngest map.
+    map: Option<CutNumber>,
+    /// What its maps must hold at least, to be a later state than at the base.
+    held: Option<ExtentSet>,
+    is_unchanged: bool,
+}
+
+impl Known {
+    /// What is to be remembered, if the disks were opened, or without that if none has changed.
+    fn record(self, opened: Option<&StoppedDisks>) -> ImageRecord {
+        let Known { disk, map, held, is_unchanged } = self;
+        let (stamp, held) = match opened {
+            Some(disks) if !is_unchanged => (disks.stamp(disk.disk), disks.dirty(disk.disk).cloned()),
+            _ => (disk.unchanged_at, held),
+        };
+        let held = held.filter(|held| held.count() <= ImageRecord::HELD_MAX);
+        ImageRecord { disk: disk.disk, path: disk.path, format: disk.format, stamp, map, held }
+    }
+}
+
 impl Look {
-    /// Decides from where the changes of this disk are to be known, and which map is its youngest. Blocking.
-    fn judge(self) -> Result<(StoppedDisk, Option<CutNumber>)> {
+    /// Decides from where the changes of this disk are to be known. Blocking.
+    fn judge(self) -> Result<Known> {
         let Look { spec, record, owner, base } = self;
         if is_locked(&record.path) {
             let path = record.path.display();
@@ -138,18 +179,22 @@ impl Look {
             maps: Vec::new(),
             unchanged_at: record.stamp,
         };
-        match record.stamp {
-            Some(stamp) if stamp == facts.stamp => Ok((disk, record.map)),
-            None if record.format == ImageFormat::Qcow2 => {
-                let lost = |lost| Error::tracking(&spec.key, lost);
-                let (maps, names) = maps_of(&spec, &facts, &owner);
-                maps.covers(base).map_err(lost)?;
-                maps.reaches(record.map).map_err(lost)?;
-                disk.maps = names;
-                Ok((disk, maps.youngest()))
-            }
-            _ => Err(Error::tracking(&spec.key, LostTracking::ChangedWhileOff)),
+        let held = record.held;
+        if record.stamp == Some(facts.stamp) {
+            return Ok(Known { disk, map: record.map, held, is_unchanged: true });
         }
+        let tells = record.format == ImageFormat::Qcow2 && (record.stamp.is_none() || held.is_some());
+        if !tells {
+            return Err(Error::tracking(&spec.key, LostTracking::ChangedWhileOff));
+        }
+        let lost = |lost| Error::tracking(&spec.key, lost);
+        let (maps, names) = maps_of(&spec, &facts, &owner);
+        maps.covers(base).map_err(lost)?;
+        maps.reaches(record.map).map_err(lost)?;
+        disk.maps = names;
+        // It has another stamp than it had, so the maps are to be looked at.
+        disk.unchanged_at = None;
+        Ok(Known { disk, map: maps.youngest(), held, is_unchanged: false })
     }
 }
 

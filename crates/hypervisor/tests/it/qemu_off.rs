@@ -1,7 +1,7 @@
 //! VMs that are off: cut from their images, if it is certain what changed in them.
 
 use understudy_hypervisor::driver::{Error, ImageRecord, LostTracking, Machine, Power};
-use understudy_model::{Consistency, CutNumber, DiskId, ErrorKind};
+use understudy_model::{Consistency, CutNumber, DiskId, ErrorKind, Extent};
 
 use crate::programs::run;
 use crate::vm::*;
@@ -72,14 +72,54 @@ async fn an_image_that_somebody_changed_while_the_vm_was_off_is_noticed() {
     let images = cycle(&vm, &mut replica, 2, Vec::new()).await.unwrap();
     vm.quit().await;
     let images = cycle(&vm, &mut replica, 3, images).await.unwrap();
-    let image = vm.image(0);
-    run("qemu-io", &["-f", "qcow2", "-c", "write -q -P 9 0 512", image.to_str().unwrap()]);
+    let (image, backup) = (vm.image(0), vm.path("backup"));
+    std::fs::copy(&image, &backup).unwrap();
+    // QEMU's own tools note what they write in the maps.
+    run("qemu-io", &["-f", "qcow2", "-c", "write -q -P 9 65536 512", image.to_str().unwrap()]);
+    let images = cycle(&vm, &mut replica, 4, images).await.unwrap();
+    assert_eq!(&replica.disks[0][65536..66048], [9; 512]);
+    assert!(images[0].held.as_ref().unwrap().contains(Extent::new(65536, 512)));
+    std::fs::copy(&backup, &image).unwrap();
     let err = cycle(&vm, &mut replica, 4, images.clone()).await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Resync);
     assert!(matches!(err, Error::Tracking { lost: LostTracking::ChangedWhileOff, .. }));
     std::fs::remove_file(&image).unwrap();
     let err = cycle(&vm, &mut replica, 5, images).await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Operator, "{err}");
+}
+
+#[tokio::test]
+async fn a_vm_that_was_on_between_two_cuts_is_cut_from_its_image() {
+    for is_put_back in [false, true] {
+        let mut vm = Vm::start(Qemu::Installed, &[VIRTIO_QCOW2], &[]);
+        let (mut replica, mut model) = (Replica::blank(&vm), Model::blank(&vm));
+        vm.machine().begin_tracking(&owner(), &vm.specs(), CutNumber(1)).await.unwrap();
+        model.write(&mut vm.tool().await, 0, 0, 100_352, 1).await;
+        let images = cycle(&vm, &mut replica, 2, Vec::new()).await.unwrap();
+        vm.quit().await;
+        let (image, backup) = (vm.image(0), vm.path("backup"));
+        std::fs::copy(&image, &backup).unwrap();
+        vm.boot();
+        model.write(&mut vm.tool().await, 0, MIB, 4096, 2).await;
+        vm.quit().await;
+        let images = cycle(&vm, &mut replica, 3, images).await.unwrap();
+        model.assert_held_by(&replica);
+        if is_put_back {
+            std::fs::copy(&backup, &image).unwrap();
+        }
+        vm.boot();
+        model.write(&mut vm.tool().await, 0, 3 * MIB, 4096, 3).await;
+        if is_put_back {
+            let err = cycle(&vm, &mut replica, 4, images.clone()).await.unwrap_err();
+            assert!(matches!(err, Error::Tracking { lost: LostTracking::ChangedWhileOff, .. }), "on: {err}");
+        }
+        vm.quit().await;
+        match cycle(&vm, &mut replica, 5, images).await {
+            Ok(_) if !is_put_back => model.assert_held_by(&replica),
+            Err(Error::Tracking { lost: LostTracking::ChangedWhileOff, .. }) if is_put_back => {}
+            other => panic!("put back: {is_put_back}, and the cut was {other:?}"),
+        }
+    }
 }
 
 #[tokio::test]
