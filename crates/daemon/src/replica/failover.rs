@@ -87,7 +87,7 @@ pub async fn carry_out(place: &Arc<Place>) -> Result<(), Refusal> {
             .map_err(|f| f.refusal),
         // The overlays may be on the disk or not; undoing the record could leave them without one.
         Err(cause) if place.store().stopped().is_some() => {
-            Err(cause.refusal.hint("put the storage right and restart the service: the failover is gone on with then"))
+            Err(cause.refusal.hint("put the storage right: the failover is gone on with by itself then"))
         }
         Err(cause) => {
             let undone = place

@@ -1,6 +1,7 @@
 //! The receiving side as operations see it: pause, failover, removal, reports.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,9 @@ use crate::operations::owner::{
     Answer, Command, FailoverReport, LinkReport, NewestCut, PointReport, RelationshipOwner, RelationshipReport,
 };
 use crate::operations::registry::Exit;
+
+/// How often is looked for a failover that could not be carried out when it was asked for.
+const FAILOVER_LOOK: Duration = Duration::from_secs(5);
 
 /// One relationship of which this host is the replica.
 pub struct ReplicaService {
@@ -56,15 +60,33 @@ impl ReplicaService {
         tokio::spawn(look_after(place.clone(), stop.clone()));
         place.upkeep.notify_one();
         let service = Arc::new(Self { record, place, hub, premises, exit, busy: tokio::sync::Mutex::new(()), stop });
-        if failover::is_unfinished(&service.place) {
-            let job = jobs.adopt_for(JobKind::Failover, service.record.id.vm);
-            tokio::spawn(service.clone().finish_failover(job));
-        }
+        let job = failover::is_unfinished(&service.place)
+            .then(|| jobs.adopt_for(JobKind::Failover, service.record.id.vm))
+            .flatten();
+        tokio::spawn(service.clone().see_failovers_through(job));
         service
+    }
+
+    /// Goes on with failovers that were decided on and not carried out: one that a crash cut short, at once; one that a
+    /// store which stopped kept from its end, as soon as the store is open again.
+    async fn see_failovers_through(self: Arc<Self>, mut job: Option<JobHandle>) {
+        loop {
+            let is_open = self.place.store().stopped().is_none();
+            if is_open && failover::is_unfinished(&self.place) && self.busy.try_lock().is_ok() {
+                self.clone().finish_failover(job.take()).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(FAILOVER_LOOK) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
     }
 
     async fn finish_failover(self: Arc<Self>, job: Option<JobHandle>) {
         let _busy = self.busy.lock().await;
+        if !failover::is_unfinished(&self.place) {
+            return;
+        }
         let result = failover::carry_out(&self.place).await;
         if let Err(refusal) = &result {
             tracing::error!(relationship = %self.record.id, cause = %refusal, "a failover cut short could not be finished");
@@ -260,7 +282,13 @@ impl RelationshipOwner for ReplicaDoor {
         let points = self.0.place.store().points().into_iter();
         Ok(points
             .filter(|p| p.kept || p.newest)
-            .map(|p| PointReport { id: p.cut.point(), is_newest: p.newest, is_kept: p.kept, stored: 0, cut: p.cut })
+            .map(|p| PointReport {
+                id: p.cut.point(),
+                is_newest: p.newest,
+                is_kept: p.kept,
+                stored: p.stored,
+                cut: p.cut,
+            })
             .collect())
     }
 

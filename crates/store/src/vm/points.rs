@@ -29,6 +29,8 @@ pub struct PointReport {
     pub damaged: Option<String>,
     /// Whether it has a definition of the VM.
     pub has_definition: bool,
+    /// Bytes of the runs that lead to it from the cut below; 0 for the one that is the base.
+    pub stored: u64,
 }
 
 /// One file of a chain, as outsiders find it.
@@ -184,6 +186,7 @@ fn report(manifest: &Manifest, height: Height) -> Option<PointReport> {
         disks: record.sizes.clone(),
         damaged: manifest.damage_below(height).map(|d| format!("{}: {}", d.object, d.what)),
         has_definition: record.definition.is_some(),
+        stored: height.checked_sub(1).map_or(0, |link| manifest.links[link].len()),
     })
 }
 
