@@ -3,11 +3,18 @@
 //! ```text
 //!            start                   first cycle acknowledged
 //!   ready ─────────▶ initial-repl. ───────────────────────────▶ replicating ◀──resume── suspended
-//!     ▲ stop-initial     │                                        │  │  ▲  ╰──suspend──────▶
-//!     ╰──────────────────╯          tracking lost, histories differ  │  │ cause gone
-//!                                              ▼                     ▼  │
+//!     ▲ stop-initial     │                                        │  │  ▲ ▲ ╰──suspend──────▶
+//!     ╰──────────────────╯          tracking lost, histories differ  │  │ │ cause gone
+//!                                              ▼                     ▼  │ │
 //!                                       resync-required            critical (the peer says no)
+//!                                          │  ▲                       │
+//!                            resynchronise ▼  │ cancel                │ first cycle acknowledged
+//!                                       resynchronizing ──────────────╯
 //! ```
+//!
+//! To resynchronise is: begin to track afresh, compare the live disks with the replica's newest cut, take a cut, and send
+//! what differs together with what was written since tracking began. What was equal when it was compared and was not
+//! written since is equal at the cut.
 //!
 //! In every state but `ready` one [`Work`] at most is under way: opening a session, beginning to track, copying the
 //! base, taking a cut, sending a cycle. Each carries a [`Token`]; its outcome comes back with the token, and an
@@ -28,6 +35,7 @@ use crate::backoff::Backoff;
 use crate::stats::Stats;
 
 mod command;
+mod compare;
 mod cycle;
 mod event;
 mod initial;
@@ -36,7 +44,8 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Action, Actions, Command, Event, Failure, TargetReport, Token};
+pub use compare::Compare;
+pub use event::{Action, Actions, Command, Event, Failure, InitialKind, TargetReport, Token};
 pub use report::Report;
 
 /// What must survive a restart. Written through [`Action::Persist`] before anything that rests on it is done.
@@ -64,6 +73,10 @@ pub struct Record {
     pub sent: Option<CutRef>,
     /// The initial replication under way.
     pub base: Option<Base>,
+    /// How the initial replication under way is to be done.
+    pub initial: InitialKind,
+    /// The resynchronisation under way.
+    pub compare: Option<Compare>,
     /// The job that follows the initial replication. Named until its end was told: a crash in between must not lose
     /// how it ended.
     pub transfer_job: Option<JobId>,
@@ -96,6 +109,8 @@ impl Record {
             acked: None,
             sent: None,
             base: None,
+            initial: InitialKind::Network,
+            compare: None,
             transfer_job: None,
             cause: None,
         }
@@ -103,12 +118,23 @@ impl Record {
 
     /// The oldest map that the next cycle needs: what was written after what the replica holds.
     fn must_cover(&self) -> Option<CutNumber> {
-        self.acked.map(|c| c.number).or(self.base.map(|b| b.first_map))
+        let compared = self.compare.map(|c| c.first_map);
+        compared.or(self.acked.map(|c| c.number)).or(self.base.map(|b| b.first_map))
     }
 
     /// Digest of the cut the next cycle starts from.
     fn parent(&self) -> CutDigest {
-        self.acked.map_or(CutDigest::ZERO, |c| c.digest)
+        let below = self.compare.map_or(self.acked, |compare| compare.against);
+        below.map_or(CutDigest::ZERO, |c| c.digest)
+    }
+
+    /// The state to go on in when nothing stands in the way any more.
+    fn active_state(&self) -> State {
+        match (self.compare, self.acked) {
+            (Some(_), _) => State::Resynchronizing,
+            (None, Some(_)) => State::Replicating,
+            (None, None) => State::InitialReplication,
+        }
     }
 }
 
@@ -120,6 +146,8 @@ enum Work {
     Tracking(Token),
     /// The base is being copied.
     Copying(Token),
+    /// The live disks are being compared with the replica's newest cut.
+    Comparing(Token),
     /// The disks are being frozen.
     Cutting(Token, CutNumber),
     /// The frozen disks' changes are being sent.
@@ -230,6 +258,8 @@ impl Relationship {
             Event::BaseProgress { token, progress } => self.on_base_progress(token, progress, actions),
             Event::BaseCopied { token } => self.on_base_copied(token),
             Event::BaseFailed { token, failure } => self.on_base_failed(now, token, failure, actions),
+            Event::Compared { token } => self.on_compared(token, actions),
+            Event::CompareFailed { token, failure } => self.on_compare_failed(now, token, failure, actions),
             Event::CutTaken { token } => self.on_cut_taken(now, token, actions),
             Event::CutFailed { token, failure } => self.on_cut_failed(now, token, failure, actions),
             Event::CycleComputed { token, digest } => self.on_cycle_computed(token, digest, actions),
@@ -259,7 +289,7 @@ impl Relationship {
             (Link::Up { .. }, Work::Idle) if self.peer_suspended => None,
             (Link::Up { .. }, Work::Idle) => match self.record.state {
                 State::Replicating => Some(self.next_cut.max(self.not_before)),
-                State::InitialReplication => Some(self.not_before),
+                State::InitialReplication | State::Resynchronizing => Some(self.not_before),
                 _ => None,
             },
             _ => None,
@@ -284,6 +314,7 @@ impl Relationship {
         }
         match self.record.state {
             State::InitialReplication => self.next_initial_step(now, actions),
+            State::Resynchronizing => self.next_compare_step(now, actions),
             State::Replicating if self.next_cut <= now => self.take_cut(now, actions),
             _ => {}
         }
@@ -292,7 +323,10 @@ impl Relationship {
     /// Whether the state is one in which a link is of use. In `critical` it is tried again and again, slowly, so that
     /// replication goes on by itself when the cause is gone.
     fn wants_link(&self) -> bool {
-        matches!(self.record.state, State::InitialReplication | State::Replicating | State::Critical)
+        matches!(
+            self.record.state,
+            State::InitialReplication | State::Replicating | State::Resynchronizing | State::Critical
+        )
     }
 
     fn token(&mut self) -> Token {
@@ -330,7 +364,12 @@ impl Relationship {
     fn settle_job(&mut self, actions: &mut Actions) {
         let is_acked = self.record.acked.is_some();
         match self.record.state {
-            State::InitialReplication => {}
+            State::InitialReplication | State::Resynchronizing | State::ResyncSuspended => {}
+            State::Critical if self.record.compare.is_some() => {}
+            State::ResyncRequired => {
+                let reason = self.record.cause.clone().unwrap_or_default();
+                self.end_job(Err(Refusal::new(ReturnCode::Failed, reason)), actions);
+            }
             State::Critical if !is_acked => {}
             _ if is_acked => self.end_job(Ok(()), actions),
             _ => {

@@ -104,6 +104,7 @@ async fn measure(cuts: usize, disks: usize) -> Result<()> {
             consistency: Consistency::Standard,
             scratch_limit: 1 << 30,
             images: Vec::new(),
+            also: Default::default(),
         };
         let begun = Instant::now();
         let cut = machine.cut(request).await?;

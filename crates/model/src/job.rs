@@ -183,6 +183,8 @@ pub struct Job {
     pub status: String,
     /// When it was asked for (wall clock).
     pub submitted_at: Timestamp,
+    /// When it is to begin (wall clock), if that was set.
+    pub scheduled_at: Option<Timestamp>,
     /// When it began (wall clock).
     pub started_at: Option<Timestamp>,
     /// When it ended (wall clock).

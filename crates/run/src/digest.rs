@@ -49,12 +49,15 @@ pub fn cluster_hash(address: u64, bytes: &[u8]) -> ClusterHash {
     ClusterHash(*blake3::keyed_hash(&addressed_key(CLUSTER_DOMAIN, address), bytes).as_bytes())
 }
 
-/// The first eight bytes of the [`cluster_hash`], as a little-endian number: for telling quickly which parts of a block
-/// differ. Too short to prove anything: what it calls equal must be part of something that a whole hash covers.
-pub fn part_hash(address: u64, bytes: &[u8]) -> u64 {
+/// What is told of a part of a block that differs.
+pub type PartHash = [u8; 16];
+
+/// The first half of the [`cluster_hash`]: tells which parts of a block differ at half the cost. Nobody can make two
+/// parts that it takes for equal in fewer than some 2⁶⁴ attempts.
+pub fn part_hash(address: u64, bytes: &[u8]) -> PartHash {
     let hash = cluster_hash(address, bytes);
-    let (first, _) = hash.0.split_first_chunk().expect("a hash is longer than its beginning");
-    u64::from_le_bytes(*first)
+    let (first, _) = hash.0.split_first_chunk().expect("a hash is longer than its half");
+    *first
 }
 
 /// A short check of a cluster's stored bytes, so that frames can be copied and forwarded without decompressing them

@@ -39,7 +39,9 @@ pub use build::{BuildError, RunBuilder, RunParams, RunSummary};
 pub use chain::{Below, ChainReader, Nothing, RawBase};
 pub use codec::{CodecError, Decoder, Encoded, Encoder, Stored};
 pub use commit::{CommitError, commit};
-pub use digest::{ClusterHash, ClusterKind, CutHeader, RunDigest, RunDigester, cluster_hash, cut_digest, part_hash};
+pub use digest::{
+    ClusterHash, ClusterKind, CutHeader, PartHash, RunDigest, RunDigester, cluster_hash, cut_digest, part_hash,
+};
 pub use entry::{Entry, EntryContent};
 pub use geometry::{Geometry, GeometryError};
 pub use header::{Backing, BackingError, BackingFormat};

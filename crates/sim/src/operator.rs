@@ -1,6 +1,6 @@
 //! What operators do: at random while faults strike, and to put things right.
 
-use understudy_engine::primary::{Command, Record};
+use understudy_engine::primary::{Command, InitialKind, Record};
 use understudy_model::{Generation, JobId, Millis, RelationshipId, State, VmId};
 use uuid::Uuid;
 
@@ -80,6 +80,8 @@ pub fn name_of_command(command: &Command) -> &'static str {
         Command::StopInitial => "StopInitial",
         Command::Suspend => "Suspend",
         Command::Resume => "Resume",
+        Command::Resynchronize { .. } => "Resynchronize",
+        Command::StopResync => "StopResync",
         Command::Modify(_) => "Modify",
         Command::Remove => "Remove",
     }
@@ -195,7 +197,7 @@ impl World {
         let job = JobId(Uuid::from_u128(u128::from(self.tickets)));
         self.stage.judge.job_begun(job);
         self.primary.book.begin_job(job);
-        self.command(Command::Start { transfer_job: job });
+        self.command(Command::Start { transfer_job: job, kind: InitialKind::Network });
     }
 
     pub(crate) fn command(&mut self, command: Command) {

@@ -28,6 +28,12 @@ pub const BLOBS_MAX: usize = 4;
 /// Most raw bytes of one record of an initial replication.
 pub const BASE_RECORD_MAX: usize = 256 << 10;
 
+/// Most blocks of one offer: 256 MiB of a disk, and 700 KiB of a message if none of them is zero.
+pub const OFFER_BLOCKS_MAX: usize = 4096;
+
+/// Most blocks of one offer of parts: 350 KiB of a message.
+pub const OFFER_PARTS_MAX: usize = 1024;
+
 /// Most connections that carry one session: beyond eight nothing more was gained on a lossy link (8 CUBIC
 /// connections reached 91 of 200 Mbit/s, one BBR connection 191).
 pub const CONNECTIONS_MAX: usize = 9;

@@ -12,8 +12,10 @@ use crate::limits;
 
 pub mod convert;
 mod hex;
+pub mod offer;
 
 pub use convert::ConvertError;
+pub use offer::{CompareBegin, Offer, OfferParts, Wanted, WantedParts};
 
 /// Everything one side may say to the other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +49,17 @@ pub enum Message {
     BasePositions(BasePositions),
     /// Asks the target to make everything received so far durable.
     BaseSync(BaseSync),
+    /// Begins, or goes on with, a comparison with the target's newest cut.
+    CompareBegin(CompareBegin),
+    /// Says what the source's blocks are; what the target has other content for, it asks for. In an initial replication
+    /// that goes by difference, or in a comparison.
+    Offer(Offer),
+    /// Answer to [`Message::Offer`].
+    Wanted(Wanted),
+    /// Says what the parts of blocks are that the target has other content for; in a comparison.
+    OfferParts(OfferParts),
+    /// Answer to [`Message::OfferParts`].
+    WantedParts(WantedParts),
     /// Begins a cycle.
     CycleBegin(Box<CycleBegin>),
     /// All data of the cycle was sent.
@@ -234,6 +247,9 @@ pub struct BaseBegin {
     pub attempt: u64,
     /// The disks to come.
     pub disks: Vec<Disk>,
+    /// Whether the copy goes by difference from what the target has already.
+    #[serde(default)]
+    pub seeded: bool,
 }
 
 /// Durable positions of an initial replication.
@@ -461,6 +477,10 @@ impl Message {
             }
             Message::Blobs(b) | Message::Missing(b) => count("blobs", b.blobs.len(), limits::BLOBS_MAX),
             Message::BaseBegin(b) => count("disks", b.disks.len(), disks),
+            Message::Offer(o) => offer::check(o),
+            Message::Wanted(w) => count("ranges", w.ranges.len(), limits::OFFER_BLOCKS_MAX),
+            Message::OfferParts(o) => offer::check_parts(o),
+            Message::WantedParts(w) => count("masks", w.masks.len(), limits::OFFER_PARTS_MAX),
             Message::BasePositions(b) => count("positions", b.positions.len(), disks),
             Message::BaseSync(b) => count("positions", b.positions.len(), disks),
             Message::CycleBegin(c) => {

@@ -3,7 +3,7 @@
 //! ```text
 //!   greeting ──hello──▶ unbound ──open──▶ bound ──base-begin──▶ base ──(first cycle-begin)──▶ cycle
 //!                          │                ▲ ╰──cycle-begin──▶ cycle ──cycle-end/abandon──▶ bound
-//!                          ├─join, test, prepare (stay)
+//!                          ├─join, test, prepare (stay)    ├──compare-begin──▶ compare ──cycle-begin──▶ cycle
 //!                          ╰─attach──▶ carrier (bulk frames only)
 //! ```
 //!
@@ -74,6 +74,7 @@ enum Phase {
     Unbound,
     Bound,
     Base,
+    Compare,
     Cycle,
     Carrier,
 }
@@ -85,6 +86,7 @@ impl Phase {
             Phase::Unbound => "without a session",
             Phase::Bound => "idle in its session",
             Phase::Base => "in an initial replication",
+            Phase::Compare => "in a comparison",
             Phase::Cycle => "in a cycle",
             Phase::Carrier => "a carrier",
         }
@@ -133,7 +135,7 @@ impl Target {
                 let (disk, batch) = bulk::read_cycle(payload)?;
                 Ok(Incoming::Cycle(disk, batch))
             }
-            (FrameKind::BlobData, Phase::Bound | Phase::Base) => {
+            (FrameKind::BlobData, Phase::Bound | Phase::Base | Phase::Compare) => {
                 let (name, offset, bytes) = bulk::read_blob(payload)?;
                 Ok(Incoming::Blob(name, offset, bytes))
             }
@@ -149,7 +151,7 @@ impl Target {
 
     /// To be called when a request that changed the phase was refused: the session is idle again.
     pub fn refused(&mut self) {
-        if matches!(self.phase, Phase::Base | Phase::Cycle) {
+        if matches!(self.phase, Phase::Base | Phase::Compare | Phase::Cycle) {
             self.phase = Phase::Bound;
         }
     }
@@ -164,10 +166,13 @@ impl Target {
             (Message::Join(_) | Message::Test | Message::Prepare(_), Phase::Unbound) => self.phase,
             (Message::Open(_) | Message::Attach(_), Phase::Unbound) => self.phase,
             (Message::Ping(_), phase) if phase != Phase::Greeting => phase,
-            (Message::Blobs(_) | Message::Settings(_), Phase::Bound | Phase::Base) => self.phase,
+            (Message::Blobs(_) | Message::Settings(_), Phase::Bound | Phase::Base | Phase::Compare) => self.phase,
             (Message::BaseBegin(_), Phase::Bound | Phase::Base) => Phase::Base,
             (Message::BaseSync(_), Phase::Base) => Phase::Base,
-            (Message::CycleBegin(_), Phase::Bound | Phase::Base) => Phase::Cycle,
+            (Message::CompareBegin(_), Phase::Bound | Phase::Compare) => Phase::Compare,
+            (Message::Offer(_), Phase::Base | Phase::Compare) => self.phase,
+            (Message::OfferParts(_), Phase::Compare) => self.phase,
+            (Message::CycleBegin(_), Phase::Bound | Phase::Base | Phase::Compare) => Phase::Cycle,
             (Message::CycleEnd(_) | Message::CycleAbandon(_), Phase::Cycle) => Phase::Bound,
             _ => return Err(self.order(message.name())),
         };
@@ -208,6 +213,11 @@ impl Message {
             Message::BaseBegin(_) => "base-begin",
             Message::BasePositions(_) => "base-positions",
             Message::BaseSync(_) => "base-sync",
+            Message::CompareBegin(_) => "compare-begin",
+            Message::Offer(_) => "offer",
+            Message::Wanted(_) => "wanted",
+            Message::OfferParts(_) => "offer-parts",
+            Message::WantedParts(_) => "wanted-parts",
             Message::CycleBegin(_) => "cycle-begin",
             Message::CycleEnd(_) => "cycle-end",
             Message::CycleAcked(_) => "cycle-acked",
@@ -270,7 +280,7 @@ mod tests {
         let mut target = bound();
         assert!(target.accept(data(FrameKind::CycleData)).is_err());
         assert!(target.accept(data(FrameKind::BaseData)).is_err());
-        say(&mut target, &Message::BaseBegin(BaseBegin { attempt: 1, disks: vec![] }), 5).unwrap();
+        say(&mut target, &Message::BaseBegin(BaseBegin { attempt: 1, disks: vec![], seeded: false }), 5).unwrap();
         assert!(target.accept(data(FrameKind::CycleData)).is_err());
         let empty = Frame { payload: vec![0; 8].into(), ..data(FrameKind::BaseData) };
         assert_eq!(target.accept(empty).unwrap(), Incoming::Base(DiskId(0), vec![]));

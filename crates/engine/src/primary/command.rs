@@ -2,16 +2,18 @@
 
 use understudy_model::{JobId, Refusal, ReturnCode, Settings, State, Timestamp};
 
-use super::{Action, Actions, Command, Relationship, Work};
+use super::{Action, Actions, Command, InitialKind, Relationship, Work};
 
-fn wrong_state(what: &str, state: State) -> Refusal {
+pub(super) fn wrong_state(what: &str, state: State) -> Refusal {
     Refusal::new(ReturnCode::InvalidState, format!("cannot {what} while replication is {state}"))
 }
 
 impl Relationship {
     pub(super) fn obey(&mut self, now: Timestamp, command: Command, actions: &mut Actions) -> Result<(), Refusal> {
         match command {
-            Command::Start { transfer_job } => self.start(now, transfer_job, actions),
+            Command::Start { transfer_job, kind } => self.start(now, transfer_job, kind, actions),
+            Command::Resynchronize { transfer_job } => self.resynchronize(now, transfer_job, actions),
+            Command::StopResync => self.stop_resync(actions),
             Command::StopInitial => self.stop_initial(actions),
             Command::Suspend => self.suspend(actions),
             Command::Resume => self.resume(now, actions),
@@ -20,13 +22,14 @@ impl Relationship {
         }
     }
 
-    fn start(&mut self, now: Timestamp, job: JobId, actions: &mut Actions) -> Result<(), Refusal> {
+    fn start(&mut self, now: Timestamp, job: JobId, kind: InitialKind, actions: &mut Actions) -> Result<(), Refusal> {
         if self.record.state != State::Ready {
             return Err(wrong_state("start initial replication", self.record.state)
                 .hint("initial replication is started once, while the relationship is ready"));
         }
         self.record.transfer_job = Some(job);
         self.record.base = None;
+        self.record.initial = kind;
         self.enter(State::InitialReplication, None, actions);
         self.reset_attempts(now);
         Ok(())
@@ -34,7 +37,7 @@ impl Relationship {
 
     fn stop_initial(&mut self, actions: &mut Actions) -> Result<(), Refusal> {
         let is_copying = self.record.state == State::InitialReplication
-            || (self.record.state == State::Critical && self.record.acked.is_none());
+            || (self.record.state == State::Critical && self.record.acked.is_none() && self.record.compare.is_none());
         if !is_copying {
             return Err(wrong_state("stop initial replication", self.record.state));
         }
@@ -48,6 +51,11 @@ impl Relationship {
 
     fn suspend(&mut self, actions: &mut Actions) -> Result<(), Refusal> {
         match self.record.state {
+            State::Resynchronizing | State::Critical if self.record.compare.is_some() => {
+                self.halt(actions);
+                self.enter(State::ResyncSuspended, None, actions);
+                Ok(())
+            }
             State::Replicating | State::Critical if self.record.acked.is_some() => {
                 self.halt(actions);
                 self.enter(State::Suspended, None, actions);
@@ -59,9 +67,8 @@ impl Relationship {
 
     fn resume(&mut self, now: Timestamp, actions: &mut Actions) -> Result<(), Refusal> {
         match self.record.state {
-            State::Suspended | State::Critical => {
-                let back = if self.record.acked.is_some() { State::Replicating } else { State::InitialReplication };
-                self.enter(back, None, actions);
+            State::Suspended | State::ResyncSuspended | State::Critical => {
+                self.enter(self.record.active_state(), None, actions);
                 self.reset_attempts(now);
                 Ok(())
             }
@@ -108,7 +115,7 @@ impl Relationship {
     }
 
     /// Makes everything due at once, as after an operator's word.
-    fn reset_attempts(&mut self, now: Timestamp) {
+    pub(super) fn reset_attempts(&mut self, now: Timestamp) {
         self.backoff.succeed();
         self.last_failure = None;
         self.corrupt_in_a_row = 0;

@@ -17,7 +17,9 @@ impl Relationship {
         // A fixed beat: the next cut is due one interval after this one was, or now if that has passed already.
         let due = self.next_cut + self.interval();
         self.next_cut = if due <= now { now + self.interval() } else { due };
-        actions.push(Action::TakeCut { token, number, must_cover, consistency: Consistency::Standard });
+        let differing = self.record.compare.map(|compare| compare.first_map);
+        let consistency = Consistency::Standard;
+        actions.push(Action::TakeCut { token, number, must_cover, consistency, differing });
     }
 
     pub(super) fn on_cut_taken(&mut self, now: Timestamp, token: Token, actions: &mut Actions) {
@@ -39,6 +41,9 @@ impl Relationship {
         self.next_cut = self.not_before;
         if failure.kind != ErrorKind::Resync {
             return actions.push(Action::FoldMaps);
+        }
+        if self.record.compare.is_some() {
+            return self.compare_anew(actions);
         }
         if self.record.acked.is_none() {
             // The first cut does not cover the copy: copy again under new tracking.
@@ -91,10 +96,11 @@ impl Relationship {
 
     /// The replica holds this cut: everything older is done with.
     pub(super) fn adopt_cut(&mut self, now: Timestamp, cut: CutRef, actions: &mut Actions) {
-        let was_initial = self.record.state == State::InitialReplication;
+        let was_initial = matches!(self.record.state, State::InitialReplication | State::Resynchronizing);
         self.record.acked = Some(cut);
         self.record.sent = None;
         self.record.base = None;
+        let was_compared = self.record.compare.take().is_some();
         self.last_failure = None;
         self.backoff.succeed();
         if was_initial {
@@ -104,6 +110,9 @@ impl Relationship {
             self.persist(actions);
         }
         actions.push(Action::DropMaps { below: cut.number });
+        if was_compared {
+            actions.push(Action::ForgetComparison);
+        }
         self.end_job(Ok(()), actions);
     }
 

@@ -88,6 +88,10 @@ pub enum Event {
     BaseCopied { token: Token },
     /// The copy stopped.
     BaseFailed { token: Token, failure: Failure },
+    /// Everything was compared, and what differs is known.
+    Compared { token: Token },
+    /// The comparison stopped.
+    CompareFailed { token: Token, failure: Failure },
     /// All disks are frozen.
     CutTaken { token: Token },
     /// The disks could not be frozen, or their maps do not cover what is needed.
@@ -100,6 +104,16 @@ pub enum Event {
     CycleFailed { token: Token, failure: Failure },
 }
 
+/// How the first full copy comes to the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InitialKind {
+    /// Everything is sent.
+    #[default]
+    Network,
+    /// The target holds something like it already; what differs is sent.
+    Seeded,
+}
+
 /// What an operator asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -107,7 +121,16 @@ pub enum Command {
     Start {
         /// The job.
         transfer_job: JobId,
+        /// How.
+        kind: InitialKind,
     },
+    /// Compare both sides and repair the replica; the job follows it to its end.
+    Resynchronize {
+        /// The job.
+        transfer_job: JobId,
+    },
+    /// Give the resynchronisation up.
+    StopResync,
     /// Give initial replication up.
     StopInitial,
     /// Pause.
@@ -135,13 +158,25 @@ pub enum Action {
     BeginTracking { token: Token, first_map: CutNumber },
     /// Remove every map of this relationship.
     EndTracking,
-    /// Copy the live disks from these positions on into the target's staging.
-    CopyBase { token: Token, attempt: CutNumber, positions: Vec<(DiskId, u64)> },
+    /// Copy the live disks from these positions on into the target's staging. Seeded: send only what differs from what
+    /// is there already.
+    CopyBase { token: Token, attempt: CutNumber, positions: Vec<(DiskId, u64)>, is_seeded: bool },
+    /// Compare the live disks with this cut of the target, which is its newest, and note durably what differs under the
+    /// number of the attempt. A comparison that was cut short goes on if it has the same number.
+    Compare { token: Token, attempt: CutNumber, against: CutRef },
+    /// Forget what comparisons noted: it was sent, or is of no use any more.
+    ForgetComparison,
     /// Stop what is under way (copy, cut or cycle); its outcome is no longer wanted.
     Abandon,
     /// Freeze all disks together. The oldest of our maps must be `must_cover` or older, else it is a failure of kind
-    /// resync. The new map bears `number`.
-    TakeCut { token: Token, number: CutNumber, must_cover: CutNumber, consistency: Consistency },
+    /// resync. The new map bears `number`. What the comparison of the attempt `differing` noted is carried as well.
+    TakeCut {
+        token: Token,
+        number: CutNumber,
+        must_cover: CutNumber,
+        consistency: Consistency,
+        differing: Option<CutNumber>,
+    },
     /// Send what the frozen maps hold.
     SendCycle { token: Token, number: CutNumber, parent: CutDigest },
     /// Ask the target to seal the cycle that was sent.

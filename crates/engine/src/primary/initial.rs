@@ -2,7 +2,7 @@
 
 use understudy_model::{CutNumber, ErrorKind, Timestamp};
 
-use super::{Action, Actions, Base, Failure, Progress, Relationship, Token, Work};
+use super::{Action, Actions, Base, Failure, InitialKind, Progress, Relationship, Token, Work};
 
 impl Relationship {
     pub(super) fn next_initial_step(&mut self, now: Timestamp, actions: &mut Actions) {
@@ -34,6 +34,9 @@ impl Relationship {
         if let Some(base) = &mut self.record.base {
             base.is_tracked = true;
         }
+        if let Some(compare) = &mut self.record.compare {
+            compare.is_tracked = true;
+        }
         self.persist(actions);
     }
 
@@ -43,8 +46,10 @@ impl Relationship {
         }
         self.work = Work::Idle;
         self.put_off(now, &failure);
-        if failure.kind == ErrorKind::Refused {
-            self.fail_initial(failure, actions);
+        match failure.kind {
+            ErrorKind::Refused if self.record.compare.is_some() => self.fail_compare(failure, actions),
+            ErrorKind::Refused => self.fail_initial(failure, actions),
+            _ => {}
         }
     }
 
@@ -52,11 +57,12 @@ impl Relationship {
         let token = self.token();
         self.work = Work::Copying(token);
         let positions = self.base_positions.clone();
-        actions.push(Action::CopyBase { token, attempt, positions });
+        let is_seeded = self.record.initial == InitialKind::Seeded;
+        actions.push(Action::CopyBase { token, attempt, positions, is_seeded });
     }
 
     pub(super) fn on_base_progress(&mut self, token: Token, progress: Progress, actions: &mut Actions) {
-        if self.work != Work::Copying(token) {
+        if self.work != Work::Copying(token) && self.work != Work::Comparing(token) {
             return;
         }
         self.progress = progress;

@@ -57,11 +57,10 @@ impl Relationship {
         self.peer_suspended = report.is_suspended;
         self.base_positions.clear();
         self.is_base_copied = false;
-        match self.standing(&report) {
-            // What was sent last did not arrive, and cannot any more: its session is over.
-            Standing::Same => self.record.sent = None,
-            Standing::Ahead(cut) => self.adopt_cut(now, cut, actions),
-            Standing::Foreign(cause) => return self.require_resync(cause, actions),
+        if self.record.compare.is_some() {
+            self.on_opened_to_compare(now, &report, actions);
+        } else if let Some(cause) = self.settle_standing(now, &report, actions) {
+            return self.require_resync(cause, actions);
         }
         if let (Some(base), Some((attempt, positions))) = (self.record.base, report.base)
             && base.first_map == attempt
@@ -69,9 +68,19 @@ impl Relationship {
             self.base_positions = positions;
         }
         if self.record.state == State::Critical {
-            let back = if self.record.acked.is_some() { State::Replicating } else { State::InitialReplication };
-            self.enter(back, None, actions);
+            self.enter(self.record.active_state(), None, actions);
         }
+    }
+
+    /// Takes the target's newest cut for what it is, or says why nothing can be sent on top of it.
+    fn settle_standing(&mut self, now: Timestamp, report: &TargetReport, actions: &mut Actions) -> Option<String> {
+        match self.standing(report) {
+            // What was sent last did not arrive, and cannot any more: its session is over.
+            Standing::Same => self.record.sent = None,
+            Standing::Ahead(cut) => self.adopt_cut(now, cut, actions),
+            Standing::Foreign(cause) => return Some(cause),
+        }
+        None
     }
 
     /// Compares the target's newest cut with what we know.
@@ -178,6 +187,9 @@ impl Relationship {
         self.halt(actions);
         self.record.sent = None;
         self.record.base = None;
+        if self.record.compare.take().is_some() {
+            actions.push(Action::ForgetComparison);
+        }
         self.last_failure = Some(cause.clone());
         self.enter(State::ResyncRequired, Some(cause.clone()), actions);
         self.end_job(Err(Refusal::new(ReturnCode::Failed, cause)), actions);

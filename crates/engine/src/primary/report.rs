@@ -61,6 +61,7 @@ impl Relationship {
         match (&self.work, &self.link) {
             (Work::Tracking(_), _) => "beginning to track changes",
             (Work::Copying(_), _) => "copying",
+            (Work::Comparing(_), _) => "comparing",
             (Work::Cutting(..), _) => "taking a cut",
             (Work::Sending { .. }, _) => "sending changes",
             (Work::Idle, Link::Opening(_)) => "connecting",

@@ -113,7 +113,7 @@ impl Play {
     /// A relationship that has acknowledged its first cycle, with digest 1.
     fn replicating() -> Self {
         let mut play = Self::new();
-        play.command(Command::Start { transfer_job: job() }).unwrap();
+        play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
         play.opened(TargetReport::default());
         play.tracked();
         play.copied();
@@ -134,7 +134,7 @@ impl Play {
 fn initial_replication_tracks_copies_cuts_and_becomes_replicating() {
     let mut play = Play::new();
     assert!(play.take().is_empty(), "nothing happens before it is asked for");
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     assert_eq!(play.state(), State::InitialReplication);
     play.opened(TargetReport::default());
     let first = play.tracked();
@@ -248,7 +248,7 @@ fn lost_tracking_is_said_and_nothing_more_is_sent() {
 #[test]
 fn a_copy_goes_on_from_the_durable_position_unless_tracking_began_anew() {
     let mut play = Play::new();
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     play.opened(TargetReport::default());
     let attempt = play.tracked();
     let record = play.relationship.record().clone();
@@ -264,7 +264,7 @@ fn a_copy_goes_on_from_the_durable_position_unless_tracking_began_anew() {
 #[test]
 fn a_copy_whose_tracking_broke_begins_again_under_a_new_number() {
     let mut play = Play::new();
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     play.opened(TargetReport::default());
     let first = play.tracked();
     let token = play.take().into_iter().find_map(|a| match a {
@@ -385,14 +385,14 @@ fn commands_out_of_place_are_refused_and_change_nothing() {
     assert!(play.command(Command::Modify(Settings { points: 99, ..Default::default() })).is_err());
     assert!(play.take().is_empty() && *play.relationship.record() == before);
     let mut play = Play::replicating();
-    assert!(play.command(Command::Start { transfer_job: job() }).is_err());
+    assert!(play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).is_err());
     assert!(play.command(Command::StopInitial).is_err());
 }
 
 #[test]
 fn stopping_initial_replication_goes_back_to_ready_and_ends_tracking() {
     let mut play = Play::new();
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     play.opened(TargetReport::default());
     play.command(Command::StopInitial).unwrap();
     assert_eq!(play.state(), State::Ready);
@@ -404,7 +404,7 @@ fn stopping_initial_replication_goes_back_to_ready_and_ends_tracking() {
 #[test]
 fn a_first_cycle_that_arrived_before_initial_replication_was_stopped_is_not_built_upon() {
     let mut play = Play::new();
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     play.opened(TargetReport::default());
     play.tracked();
     play.copied();
@@ -413,7 +413,7 @@ fn a_first_cycle_that_arrived_before_initial_replication_was_stopped_is_not_buil
     play.command(Command::StopInitial).unwrap();
     assert!(play.take().contains(&Action::EndTracking));
 
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     let theirs = CutRef { generation: Generation(1), number, digest: digest(1) };
     play.opened(TargetReport { newest: Some(theirs), ..Default::default() });
     assert_eq!(play.state(), State::ResyncRequired, "what was written since is in no map");
@@ -423,7 +423,7 @@ fn a_first_cycle_that_arrived_before_initial_replication_was_stopped_is_not_buil
 #[test]
 fn a_crash_between_the_acknowledgement_and_the_end_of_its_job_does_not_lose_the_end() {
     let mut play = Play::new();
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     play.opened(TargetReport::default());
     play.tracked();
     play.copied();
@@ -448,20 +448,20 @@ fn a_crash_between_the_acknowledgement_and_the_end_of_its_job_does_not_lose_the_
 #[test]
 fn a_crash_between_a_stop_and_the_end_of_its_job_still_ends_it() {
     let mut play = Play::new();
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     play.take();
     play.command(Command::StopInitial).unwrap();
     let durable = play.take().into_iter().find_map(|a| if let Action::Persist(r) = a { Some(*r) } else { None });
     let mut play = Play::resumed(durable.expect("the stop is made durable"), Timestamp(9000));
     assert!(play.take().iter().any(|a| matches!(a, Action::FinishJob { result: Err(_), .. })));
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     assert_eq!(play.state(), State::InitialReplication);
 }
 
 #[test]
 fn a_removed_relationship_ends_its_job_only_when_it_is_forgotten() {
     let mut play = Play::new();
-    play.command(Command::Start { transfer_job: job() }).unwrap();
+    play.command(Command::Start { transfer_job: job(), kind: InitialKind::Network }).unwrap();
     play.command(Command::Remove).unwrap();
     let actions = play.take();
     let at = |wanted: fn(&Action) -> bool| actions.iter().position(wanted).expect("both are asked for");
@@ -511,3 +511,5 @@ fn removal_ends_tracking_and_forgets() {
     assert_eq!(play.relationship.next_deadline(), None);
     assert!(play.command(Command::Resume).is_err());
 }
+
+mod compare;

@@ -66,6 +66,7 @@ async fn cut(directory: &Path, number: CutNumber, base: CutNumber) -> Result<()>
         consistency: Consistency::Standard,
         scratch_limit: 64 << 20,
         images: Vec::new(),
+        also: Default::default(),
     };
     let cut = machine.cut(request).await?;
     stand_still("cut").await?;

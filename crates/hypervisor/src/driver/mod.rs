@@ -12,6 +12,7 @@
 mod error;
 mod map;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -159,6 +160,20 @@ pub struct CutRequest {
     pub scratch_limit: u64,
     /// What was known of the images at the base: for a VM that is off, and to notice an image that was put back.
     pub images: Vec<ImageRecord>,
+    /// What is to be due beside what the maps hold: what a comparison found to differ. Empty for an ordinary cut.
+    pub also: BTreeMap<DiskId, ExtentSet>,
+}
+
+impl CutRequest {
+    /// What is to be due on this disk beside what the maps hold, if anything.
+    pub fn also(&self, disk: DiskId) -> Option<&ExtentSet> {
+        self.also.get(&disk).filter(|extents| !extents.is_empty())
+    }
+
+    /// Whether more is to be due than the maps hold.
+    pub fn has_more(&self) -> bool {
+        self.disks.iter().any(|spec| self.also(spec.id).is_some())
+    }
 }
 
 /// What a VM is and does.

@@ -231,6 +231,8 @@ impl FakeVm {
             Power::Off => self.due_while_off(request, &found)?,
             _ => self.due_while_on(request, &found)?,
         };
+        let due: Vec<ExtentSet> =
+            found.iter().zip(due).map(|((disk, _), due)| with_more(due, request, *disk)).collect();
         let is_idle = due.iter().all(ExtentSet::is_empty) && request.consistency != Consistency::Application;
         if self.power != Power::Off && !is_idle {
             let name = request.owner.map_name(request.number);
@@ -448,4 +450,9 @@ fn check_read(extent: Extent) -> Result<()> {
 
 fn not_served(extent: Extent) -> Error {
     Error::CutEnded(format!("{}+{} is not served", extent.offset, extent.len))
+}
+
+fn with_more(mut due: ExtentSet, request: &CutRequest, disk: DiskId) -> ExtentSet {
+    request.also(disk).into_iter().for_each(|also| due.union(also));
+    due
 }

@@ -170,7 +170,8 @@ impl<'a> Plan<'a> {
         let is_scattered = marked.iter().sum::<u64>() >= NARROW_GRANULES_MIN;
         // A map with that many pieces is rounded, and then more must be served than is due.
         let is_coarse = marked.iter().any(|n| *n > FrozenDisk::EXTENTS_MAX as u64);
-        let is_narrow = (2..=NARROW_DISKS_MAX).contains(&count) && is_scattered && !is_coarse;
+        // The narrow way serves what the maps hold and nothing else.
+        let is_narrow = !request.has_more() && (2..=NARROW_DISKS_MAX).contains(&count) && is_scattered && !is_coarse;
         Ok(Self { disks, is_narrow, must_stop: is_running && count > 1, survey })
     }
 
@@ -180,6 +181,7 @@ impl<'a> Plan<'a> {
     /// file systems would make it write, so that is another matter.
     fn is_idle(&self, request: &CutRequest) -> bool {
         request.consistency != Consistency::Application
+            && !request.has_more()
             && self.disks.iter().all(|(_, disk)| disk.marked_granules(&request.owner) == 0)
     }
 
@@ -206,7 +208,7 @@ async fn take(shared: &Shared, monitor: &mut Monitor, plan: &Plan<'_>, request: 
     let (moment, shortfall) = freeze_all(shared, monitor, plan, request).await?;
     end_old_maps(monitor, plan, request).await?;
     let due = due(monitor, plan).await?;
-    let disks = open_exports(shared, monitor, plan, &due).await?;
+    let disks = open_exports(shared, monitor, plan, request, &due).await?;
     check_held(&disks, plan, request)?;
     Ok(Taken {
         taken_at: moment,
@@ -451,13 +453,14 @@ async fn open_exports(
     shared: &Shared,
     monitor: &mut Monitor,
     plan: &Plan<'_>,
+    request: &CutRequest,
     due: &HashMap<DiskId, u64>,
 ) -> Result<HashMap<DiskId, FrozenDisk>> {
     let mut disks = HashMap::new();
     let own = own_socket(&shared.config.runtime_dir)?;
     let mut server = None;
     for (spec, disk) in &plan.disks {
-        if due[&spec.id] == 0 {
+        if due[&spec.id] == 0 && request.also(spec.id).is_none() {
             disks.insert(spec.id, FrozenDisk::untouched(spec));
             continue;
         }
@@ -470,7 +473,7 @@ async fn open_exports(
         execute_all(monitor, "show a frozen disk", &commands).await?;
         let socket = socket(monitor, &own, is_ours, &id).await?;
         let export = Export { socket: &socket, id: &id, version: plan.survey.version };
-        disks.insert(spec.id, FrozenDisk::connect(spec, &export, plan.is_narrow).await?);
+        disks.insert(spec.id, FrozenDisk::connect(spec, &export, plan.is_narrow, request.also(spec.id)).await?);
     }
     Ok(disks)
 }

@@ -78,7 +78,9 @@ impl FrozenDisk {
 
     /// Reads the map and opens the disk for reading. Two connections: on one that knows the allocation too, asking for
     /// the map would ask about parts that the frozen image does not serve.
-    pub async fn connect(spec: &DiskSpec, at: &Export<'_>, is_narrow: bool) -> Result<Self> {
+    ///
+    /// `also` is due beside what the map holds.
+    pub async fn connect(spec: &DiskSpec, at: &Export<'_>, is_narrow: bool, also: Option<&ExtentSet>) -> Result<Self> {
         let (socket, export) = (at.socket, at.id);
         let failed = |err: NbdError| nbd_error(&spec.key, "open a frozen disk", err);
         let map = Client::connect(socket, &Options::new(export).bitmap(DUE_MAP)).await.map_err(failed)?;
@@ -87,7 +89,8 @@ impl FrozenDisk {
         }
         let granule_max = if is_narrow { NEIGHBOURHOOD } else { COARSEST };
         let bounds = DirtyBounds { extents_max: Self::EXTENTS_MAX, granule_max };
-        let due = map.dirty(bounds).await.map_err(failed)?;
+        let mut due = map.dirty(bounds).await.map_err(failed)?;
+        also.into_iter().for_each(|also| due.union(also));
         map.disconnect().await;
         let options = Options::new(export).context(ALLOCATION_CONTEXT);
         let client = Client::connect(socket, &options).await.map_err(failed)?;

@@ -20,6 +20,7 @@
 //! Maps are not rotated meanwhile. They go on holding what they held when the VM is started again, which is too much and
 //! never too little.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -57,7 +58,7 @@ pub async fn cut(shared: &Shared, request: CutRequest, slot: OwnedMutexGuard<()>
     let judged = tokio::task::spawn_blocking(move || looks.into_iter().map(Look::judge).collect::<Result<Vec<_>>>());
     let judged = judged.await.unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()))?;
     let (consistency, shortfall) = reached(request.consistency);
-    if judged.iter().all(|known| known.is_unchanged) {
+    if judged.iter().all(|known| known.is_unchanged) && !request.has_more() {
         let images = judged.into_iter().map(|known| known.record(None)).collect();
         return Ok(Box::new(Idle::of(&request.disks, taken_at, consistency, shortfall, images, slot)));
     }
@@ -70,7 +71,14 @@ pub async fn cut(shared: &Shared, request: CutRequest, slot: OwnedMutexGuard<()>
         return Err(err);
     }
     let images = judged.into_iter().map(|known| known.record(Some(&disks))).collect();
-    Ok(Box::new(StoppedCut { disks, taken_at, consistency, shortfall, images, _slot: slot }))
+    let due = request.disks.iter().map(|spec| (spec.id, due(&disks, spec.id, &request))).collect();
+    Ok(Box::new(StoppedCut { disks, due, taken_at, consistency, shortfall, images, _slot: slot }))
+}
+
+fn due(disks: &StoppedDisks, disk: DiskId, request: &CutRequest) -> ExtentSet {
+    let mut due = disks.dirty(disk).cloned().unwrap_or_default();
+    request.also(disk).into_iter().for_each(|also| due.union(also));
+    due
 }
 
 /// A VM that ended in the middle of a cut, and our own end with it, leaves that cut's scratch files.
@@ -244,6 +252,7 @@ pub fn is_exchanged(known: &ImageRecord, now: &DiskInfo) -> bool {
 /// An open cut of a VM that is off.
 struct StoppedCut {
     disks: StoppedDisks,
+    due: BTreeMap<DiskId, ExtentSet>,
     taken_at: Timestamp,
     consistency: Consistency,
     shortfall: Option<String>,
@@ -266,7 +275,7 @@ impl FrozenCut for StoppedCut {
     }
 
     fn dirty(&self, disk: DiskId) -> Option<&ExtentSet> {
-        self.disks.dirty(disk)
+        self.due.get(&disk)
     }
 
     fn reader(&self, disk: DiskId) -> Option<&dyn DiskReader> {

@@ -116,6 +116,7 @@ impl Daemon {
             consistency: Consistency::Standard,
             scratch_limit: 1 << 30,
             images: self.images.clone(),
+            also: Default::default(),
         }
     }
 

@@ -158,6 +158,7 @@ async fn whatever_a_hypervisor_answers_the_driver_neither_panics_nor_hangs() {
             consistency: Consistency::Standard,
             scratch_limit: 1 << 20,
             images: Vec::new(),
+            also: Default::default(),
         };
         if let Ok(cut) = machine.cut(request).await {
             assert!(cut.dirty(DiskId(0)).unwrap().is_empty(), "without a server nothing can be read");

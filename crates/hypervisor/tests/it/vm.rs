@@ -329,6 +329,7 @@ pub fn request(vm: &Vm, number: u64, base: u64) -> CutRequest {
         consistency: Consistency::Standard,
         scratch_limit: 64 * MIB,
         images: Vec::new(),
+        also: Default::default(),
     }
 }
 

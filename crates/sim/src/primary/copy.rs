@@ -67,7 +67,7 @@ impl Copy {
         let next = match self.phase {
             Phase::Begin => {
                 let disks: Vec<Disk> = self.facts.disks.iter().map(Disk::from).collect();
-                let begin = Message::BaseBegin(BaseBegin { attempt: self.attempt.0, disks });
+                let begin = Message::BaseBegin(BaseBegin { attempt: self.attempt.0, disks, seeded: false });
                 self.ask(begin, session, desk.stage)
             }
             Phase::Flow => return self.flow(desk, session),

@@ -361,6 +361,7 @@ impl Lane {
                     consistency,
                     scratch_limit: desk.stage.scratch_limit,
                     images: facts.images.clone(),
+                    also: Default::default(),
                 };
                 self.take_cut(token, &request, &facts, desk).map(Some)
             }

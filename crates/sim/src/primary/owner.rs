@@ -261,7 +261,7 @@ impl Owner {
             }
             Input::Command(ticket, command) => {
                 let before = self.engine.record().clone();
-                let job = if let Command::Start { transfer_job } = command { Some(transfer_job) } else { None };
+                let job = if let Command::Start { transfer_job, .. } = command { Some(transfer_job) } else { None };
                 let name = name_of_command(&command);
                 let answer = self.engine.command(now, command, &mut actions);
                 if answer.is_ok() {
@@ -343,7 +343,13 @@ impl Owner {
                 None => self.inbox.push_back(Input::Event(Event::BaseFailed { token, failure: gone() })),
             },
             Action::Abandon => self.lane.cancel(desk, self.life),
-            Action::TakeCut { token, number, must_cover, consistency } => {
+            Action::Compare { token, .. } => {
+                // Nobody in this world asks for a resynchronisation yet.
+                let failure = super::failure::bug("this world compares nothing");
+                self.inbox.push_back(Input::Event(Event::CompareFailed { token, failure }));
+            }
+            Action::ForgetComparison => {}
+            Action::TakeCut { token, number, must_cover, consistency, .. } => {
                 self.step(desk, Step::TakeCut(token, number, must_cover, consistency));
             }
             Action::SendCycle { token, number, parent } => match self.session_number() {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use understudy_model::{Cut, CutDigest, DiskId, DiskSpec, ErrorKind};
-use understudy_run::{ChainReader, EntryContent, ReadError, Run, part_hash};
+use understudy_run::{ChainReader, EntryContent, PartHash, ReadError, Run, part_hash};
 
 use super::VmStore;
 use super::points::Pin;
@@ -178,7 +178,7 @@ impl Comparison {
         &self,
         disk: DiskId,
         offset: u64,
-        parts: &[u64; BLOCK_PARTS],
+        parts: &[PartHash; BLOCK_PARTS],
     ) -> Result<u16, ComparisonError> {
         check_claims(offset, 1)?;
         let entry = self.open(disk)?;

@@ -69,7 +69,7 @@ fn claims(image: &[u8]) -> Vec<BlockClaim> {
     blocks(image).map(|(at, block)| BlockClaim::of(at, &block)).collect()
 }
 
-fn parts(at: u64, block: &[u8]) -> [u64; BLOCK_PARTS] {
+fn parts(at: u64, block: &[u8]) -> [understudy_run::PartHash; BLOCK_PARTS] {
     let hashes = block.chunks(PART).enumerate().map(|(i, part)| part_hash(at + (i * PART) as u64, part));
     hashes.collect::<Vec<_>>().try_into().unwrap()
 }

@@ -61,6 +61,12 @@ pub enum ConvertError {
     /// Settings out of range.
     #[error("the settings are not acceptable")]
     Settings(#[from] model::settings::SettingsError),
+    /// An offset that no block has.
+    #[error("no block begins at {offset}")]
+    Offset {
+        /// What came.
+        offset: u64,
+    },
     /// A leg other than 0 and 1.
     #[error("there is no leg {leg} of a relationship")]
     Leg {
