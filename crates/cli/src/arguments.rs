@@ -112,6 +112,11 @@ pub enum Peer {
     },
     /// List the trusted hosts
     List,
+    /// Test the connection to a trusted host
+    Test {
+        /// Name or identity, or the first 8 or more digits of it
+        peer: String,
+    },
     /// Withdraw trust from a host, at once
     ///
     /// Its connections end. Relationships with it stay and stand still; pairing the same host again makes them go on.
@@ -154,12 +159,18 @@ pub enum Vm {
 pub enum Replication {
     /// Make a relationship: a VM is to be replicated to a peer. Nothing is copied before it is started
     Create(Create),
-    /// Start the initial copy over the network
+    /// Start the initial copy
     ///
     /// The VM runs on. The copy goes on where it stopped after a restart of either host or a lost connection.
     Start {
         /// Name or identity of the VM
         name: String,
+        /// How: everything over the network, or only what differs from what was placed on the replica host before
+        #[arg(long = "type", value_enum, default_value_t = InitialType::Network)]
+        kind: InitialType,
+        /// When to begin, at most 7 days ahead: 2026-01-31T20:00:00+01:00, 2026-01-31T20:00 (this host's time), or 20:00
+        #[arg(long, value_name = "TIME", value_parser = at)]
+        at: Option<String>,
         /// Wait for the end of the copy and show how far it is
         #[arg(long)]
         wait: bool,
@@ -192,7 +203,21 @@ pub enum Replication {
         /// Name or identity of the VM
         name: String,
     },
-    /// Give the initial copy up; it can be started anew
+    /// Compare both sides and send what differs
+    ///
+    /// For a relationship that is in state resync-required, paused or critical. The VM runs on, and the replica's recovery
+    /// points stay.
+    Resync {
+        /// Name or identity of the VM
+        name: String,
+        /// When to begin, at most 7 days ahead: 2026-01-31T20:00:00+01:00, 2026-01-31T20:00 (this host's time), or 20:00
+        #[arg(long, value_name = "TIME", value_parser = at)]
+        at: Option<String>,
+        /// Wait for the end and show how far it is
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Give up an initial copy or a resynchronisation, under way or to begin later
     Stop {
         /// Name or identity of the VM
         name: String,
@@ -227,6 +252,10 @@ pub struct Create {
     /// Send and keep data uncompressed
     #[arg(long)]
     pub no_compression: bool,
+    /// When a resynchronisation that became necessary may start by itself: always, never, or hours such as 22:00-05:00
+    /// [default: never]
+    #[arg(long, value_name = "HOURS", value_parser = auto_resync)]
+    pub auto_resync: Option<AutoResync>,
 }
 
 /// Flags of `replication modify`.
@@ -246,6 +275,81 @@ pub struct Modify {
     /// Whether to send and keep data compressed
     #[arg(long, value_name = "true|false")]
     pub compression: Option<bool>,
+    /// When a resynchronisation that became necessary may start by itself: always, never, or hours such as 22:00-05:00
+    #[arg(long, value_name = "HOURS", value_parser = auto_resync)]
+    pub auto_resync: Option<AutoResync>,
+}
+
+/// How the first full copy comes to the replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum InitialType {
+    /// Everything over the network
+    Network,
+    /// What differs from what was placed on the replica host before
+    Seeded,
+}
+
+impl InitialType {
+    /// `InitialReplicationType`.
+    pub fn value(self) -> u16 {
+        match self {
+            InitialType::Network => 1,
+            InitialType::Seeded => 3,
+        }
+    }
+}
+
+/// When resynchronisations may start by themselves: times since midnight, or never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AutoResync(pub Option<(u64, u64)>);
+
+fn auto_resync(text: &str) -> Result<AutoResync, String> {
+    let hours = || "neither `always`, `never`, nor hours such as 22:00-05:00".to_owned();
+    match text {
+        "never" => Ok(AutoResync(None)),
+        "always" => Ok(AutoResync(Some((0, 0)))),
+        text => {
+            let (start, end) = text.split_once('-').ok_or_else(hours)?;
+            let since_midnight = |text: &str| {
+                let time: jiff::civil::Time = text.trim().parse().map_err(|_| hours())?;
+                let seconds = i64::from(time.hour()) * 3600 + i64::from(time.minute()) * 60 + i64::from(time.second());
+                Ok::<_, String>(seconds.unsigned_abs() * 1000)
+            };
+            let (start, end) = (since_midnight(start)?, since_midnight(end)?);
+            if start == end {
+                Err("the hours must not be empty".to_owned())
+            } else {
+                Ok(AutoResync(Some((start, end))))
+            }
+        }
+    }
+}
+
+/// A time to come, as the API takes it.
+fn at(text: &str) -> Result<String, String> {
+    let zoned = |civil: jiff::civil::DateTime| {
+        let zoned = civil.to_zoned(jiff::tz::TimeZone::system());
+        zoned.map(|z| z.timestamp()).map_err(|_| "no such time here".to_owned())
+    };
+    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        return Ok(at.to_string());
+    }
+    if let Ok(civil) = text.parse::<jiff::civil::DateTime>() {
+        return zoned(civil).map(|at| at.to_string());
+    }
+    let time: jiff::civil::Time = text.parse().map_err(|_| {
+        "neither a time such as 2026-01-31T20:00:00+01:00 or 2026-01-31T20:00, nor one of the day such as 20:00"
+            .to_owned()
+    })?;
+    let now = jiff::Zoned::now();
+    let today = zoned(now.date().to_datetime(time))?;
+    let next = if today > now.timestamp() {
+        today
+    } else {
+        let tomorrow = now.date().tomorrow().map_err(|_| "out of range".to_owned())?;
+        zoned(tomorrow.to_datetime(time))?
+    };
+    Ok(next.to_string())
 }
 
 /// How often a cut becomes a recovery point.

@@ -61,6 +61,7 @@ impl Assembly for RealSides {
             hub: hub.clone(),
             premises: premises(&base.config, dirs.vms),
             blobs: dirs.blobs,
+            comparisons: base.config.state.join("comparisons"),
             scratch_limit: base.config.vms.scratch_max.0,
             budget: Budget::default(),
         }));

@@ -170,6 +170,16 @@ impl Jobs {
         ids.into_iter().find_map(|id| self.adopt(id))
     }
 
+    /// As [`Jobs::adopt`], for one of this VM that has not begun yet, with its kind and the time at which it is to begin.
+    pub fn adopt_scheduled(&self, vm: VmId) -> Option<(JobHandle, JobKind, Timestamp)> {
+        let found = {
+            let table = self.inner.table();
+            let waiting = |job: &Job| job.vm == Some(vm) && job.state == JobState::New;
+            table.jobs.values().map(Entry::job).find(waiting)?
+        };
+        Some((self.adopt(found.id)?, found.kind, found.scheduled_at?))
+    }
+
     /// Ends every job under way that nobody adopted after a restart. Says how many there were.
     pub async fn settle_orphans(&self) -> usize {
         let orphans: Vec<JobId> = {

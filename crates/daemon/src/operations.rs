@@ -17,6 +17,7 @@ mod peer_invite;
 mod peer_join;
 mod peer_list;
 mod peer_remove;
+mod peer_test;
 mod point_list;
 pub mod registry;
 mod replication_command;

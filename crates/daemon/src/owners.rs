@@ -23,6 +23,7 @@ use crate::operations::registry::Exit;
 use crate::primary::dial::{Dialer, Link};
 use crate::primary::encode::Effort;
 use crate::primary::lane::{DEFINITION_FORMAT, DefinitionSource, Tools};
+use crate::primary::ledger::Ledger;
 use crate::primary::owner::{Book, Parts};
 use crate::primary::service::{Opening, PartsFactory, PrimaryDoor, PrimaryService};
 use crate::primary::throttle::Budget;
@@ -60,6 +61,8 @@ pub struct Premise {
     pub premises: Premises,
     /// Where boot images of this host's VMs are kept, by hash.
     pub blobs: PathBuf,
+    /// Where comparisons are noted.
+    pub comparisons: PathBuf,
     /// Most scratch space of a cut.
     pub scratch_limit: u64,
     /// The host's memory for transfers.
@@ -98,7 +101,9 @@ impl Owners {
         let disks = vm.disks.iter().filter(|d| !excluded.contains(&d.id)).cloned().collect();
         let parts = Arc::new(PrimaryParts { premise: p.clone(), vm });
         let (catalogue, events) = (p.catalogue.clone(), p.events.clone());
-        let opening = Opening { record, disks, durable, transfer, factory: parts, catalogue, events, exit };
+        let (jobs, clock) = (p.jobs.clone(), p.clock.clone());
+        let opening =
+            Opening { record, disks, durable, transfer, jobs, clock, factory: parts, catalogue, events, exit };
         let service = PrimaryService::open(opening);
         Ok(Arc::new(PrimaryDoor(service)))
     }
@@ -153,6 +158,7 @@ impl PartsFactory for PrimaryParts {
                 definitions,
                 budget: p.budget.clone(),
                 effort: Arc::new(Effort::default()),
+                ledger: Ledger::at(p.comparisons.join(format!("{}-{}.json", record.id.vm, record.id.leg))),
             },
             dialer: self.dialer(),
             peer: record.peer,

@@ -9,12 +9,16 @@ pub mod dial;
 pub mod encode;
 pub mod failure;
 pub mod lane;
+pub mod ledger;
 pub mod owner;
 pub mod record;
+pub mod schedule;
 pub mod service;
 pub mod session;
 pub mod throttle;
 
+mod compare;
 mod copy;
+mod offer;
 mod pieces;
 mod send;

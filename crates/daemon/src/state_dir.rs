@@ -9,6 +9,7 @@
 //! storage/        replicas, unless configured elsewhere
 //! run/, scratch/  sockets and scratch files of cuts, unless configured elsewhere
 //! blobs/, vms/    boot images by hash; VMs started from replicas
+//! comparisons/    what resynchronisations under way have found
 //! ```
 //!
 //! Invariant: nothing in here is opened before the lock is held.

@@ -6,6 +6,7 @@ mod guest_foreign;
 mod guest_guard;
 mod guest_resize;
 mod guest_restart;
+mod guest_resync;
 mod kills;
 mod pairing;
 mod protect;

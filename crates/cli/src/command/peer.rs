@@ -23,6 +23,10 @@ impl Session {
             Peer::Join { token } if token == "-" => self.peer_join(read_line()?).await,
             Peer::Join { token } => self.peer_join(token).await,
             Peer::List => self.peer_list().await,
+            Peer::Test { peer } => {
+                let answer = self.client.act(&path(PEERS, &peer, "/test")).await?;
+                self.carry(answer, &format!("{peer} was reached, and both hosts trust each other.")).await
+            }
             Peer::Remove { peer } => self.peer_remove(&peer).await,
         }
     }

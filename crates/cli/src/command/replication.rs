@@ -7,7 +7,7 @@ use serde_json::Value;
 use understudy_daemon::faces::rest::types;
 
 use super::Session;
-use crate::arguments::{Create, Modify, PointEvery, Replication};
+use crate::arguments::{AutoResync, Create, Modify, PointEvery, Replication};
 use crate::client::{path, read};
 use crate::failure::Failure;
 use crate::{follow, show};
@@ -21,7 +21,15 @@ impl Session {
     pub(super) async fn replication(&self, verb: Replication) -> Result<(), Failure> {
         match verb {
             Replication::Create(create) => self.replication_create(create).await,
-            Replication::Start { name, wait } => self.replication_start(&name, wait).await,
+            Replication::Start { name, kind, at, wait } => {
+                let request = types::RelationshipStart {
+                    initial_replication_type: Some(kind.value()),
+                    export_location: None,
+                    start_time: at,
+                };
+                self.replication_start(&name, &request, wait).await
+            }
+            Replication::Resync { name, at, wait } => self.replication_resync(&name, at, wait).await,
             Replication::Status { name, watch: true } => self.watch(name.as_deref()).await,
             Replication::Status { name, watch: false } => {
                 let answer = self.client.get(&status_path(name.as_deref())).await?;
@@ -34,7 +42,7 @@ impl Session {
             Replication::Modify(modify) => self.replication_modify(modify).await,
             Replication::Suspend { name } => self.act(&name, "suspend", "is paused").await,
             Replication::Resume { name } => self.act(&name, "resume", "goes on").await,
-            Replication::Stop { name } => self.act(&name, "stop", "is ready to be started anew").await,
+            Replication::Stop { name } => self.act(&name, "stop", "is where it was before what was stopped now").await,
             Replication::Remove { name } => {
                 let answer = self.client.delete(&path(RELATIONSHIPS, &name, "")).await?;
                 self.carry(answer, &format!("VM {name} is no longer replicated by this host.")).await
@@ -52,6 +60,7 @@ impl Session {
             application_consistent_every_ms: None,
             compression: create.no_compression.then_some(false),
             excluded_disks: create.exclude_disk,
+            auto_resync: create.auto_resync.and_then(window),
         };
         let answer = self.client.post(RELATIONSHIPS, &request).await?;
         let said = format!(
@@ -61,8 +70,33 @@ impl Session {
         self.carry(answer, &said).await
     }
 
-    async fn replication_start(&self, name: &str, wait: bool) -> Result<(), Failure> {
-        let mut answer = self.client.act(&path(RELATIONSHIPS, name, "/start")).await?;
+    async fn replication_resync(&self, name: &str, at: Option<String>, wait: bool) -> Result<(), Failure> {
+        let request = types::RelationshipResync { start_time: at };
+        let mut answer = self.client.post(&path(RELATIONSHIPS, name, "/resync"), &request).await?;
+        let id = answer["job"]["id"].as_str().unwrap_or_default().to_owned();
+        if wait && !id.is_empty() {
+            answer["job"] = follow::job_and_transfer(&self.client, &id, self.json).await?;
+        }
+        self.tell(&answer, || {
+            if wait {
+                println!("Both sides of VM {name} are equal again; replication goes on.");
+            } else {
+                println!(
+                    "Job {id} compares both sides of VM {name}{}. Follow it: understudy job wait {id}",
+                    begins(&answer)
+                );
+            }
+            Ok(())
+        })
+    }
+
+    async fn replication_start(
+        &self,
+        name: &str,
+        request: &types::RelationshipStart,
+        wait: bool,
+    ) -> Result<(), Failure> {
+        let mut answer = self.client.post(&path(RELATIONSHIPS, name, "/start"), request).await?;
         let id = answer["job"]["id"].as_str().unwrap_or_default().to_owned();
         if wait && !id.is_empty() {
             answer["job"] = follow::job_and_transfer(&self.client, &id, self.json).await?;
@@ -71,7 +105,7 @@ impl Session {
             if wait {
                 println!("The initial copy of VM {name} is complete; replication goes on.");
             } else {
-                println!("Job {id} copies VM {name}. Follow it: understudy job wait {id}");
+                println!("Job {id} copies VM {name}{}. Follow it: understudy job wait {id}", begins(&answer));
             }
             Ok(())
         })
@@ -88,6 +122,7 @@ impl Session {
             application_consistent_every_ms: old.application_consistent_every_ms,
             compression: modify.compression.unwrap_or(old.compression),
             excluded_disks: old.excluded_disks,
+            auto_resync: modify.auto_resync.map_or(old.auto_resync, window),
         };
         let answer = self.client.put(&path(RELATIONSHIPS, name, "/settings"), &request).await?;
         self.carry(answer, &format!("The settings of VM {name} are changed.")).await
@@ -138,6 +173,16 @@ impl Session {
     }
 }
 
+fn window(hours: AutoResync) -> Option<types::ResyncWindow> {
+    hours.0.map(|(start_ms, end_ms)| types::ResyncWindow { start_ms, end_ms })
+}
+
+/// When a job that does not begin at once begins.
+fn begins(answer: &Value) -> String {
+    let at = answer["job"]["scheduled_at"].as_str();
+    at.map(|at| format!(", from {} on", show::time(at))).unwrap_or_default()
+}
+
 fn status_path(name: Option<&str>) -> String {
     name.map_or(RELATIONSHIPS.to_owned(), |name| path(RELATIONSHIPS, name, ""))
 }
@@ -185,6 +230,7 @@ fn lines(r: &types::Relationship) -> Vec<(&'static str, String)> {
         lines.push(("Because", issues.join("\n")));
     }
     lines.push(("Now", activity(r)));
+    lines.extend(r.scheduled_at.as_ref().map(|at| ("Begins", show::time(at))));
     if let Some(cut) = &r.newest {
         let age = r.rpo_actual_ms.map(|ms| format!(", {} old", show::span(ms))).unwrap_or_default();
         lines.push(("Newest cut", format!("{} of {}{age}", cut.number, show::time(&cut.taken_at))));

@@ -14,8 +14,8 @@ impl Catalogue {
         self.write(move |c| {
             // What has ended stays as it ended: a late note of progress never wakes it up again.
             let sql = "INSERT INTO job (id, kind, vm, state, percent, bytes_done, bytes_total, status, submitted_at,
-                         started_at, ended_at, cancellable, error_code, error_text, error_hint)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+                         started_at, ended_at, cancellable, error_code, error_text, error_hint, scheduled_at)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
                        ON CONFLICT (id) DO UPDATE SET state = ?4, percent = ?5, bytes_done = ?6, bytes_total = ?7,
                          status = ?8, started_at = ?10, ended_at = ?11, cancellable = ?12, error_code = ?13,
                          error_text = ?14, error_hint = ?15
@@ -36,7 +36,8 @@ impl Catalogue {
                 job.cancellable,
                 error.map(|e| e.code.value()),
                 error.map(|e| &e.description),
-                error.map(|e| &e.hint)
+                error.map(|e| &e.hint),
+                job.scheduled_at.map(Column)
             ];
             let saved = c.prepare_cached(sql).and_then(|mut s| s.execute(values));
             saved.map_err(CatalogueError::doing("record a job")).map(|_| ())
@@ -85,6 +86,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<RawJob> {
         bytes_total: unsigned(row, "bytes_total")?,
         status: row.get("status")?,
         submitted_at: column(row, "submitted_at")?,
+        scheduled_at: optional(row, "scheduled_at")?,
         started_at: optional(row, "started_at")?,
         ended_at: optional(row, "ended_at")?,
         cancellable: row.get("cancellable")?,

@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = i32::from_be_bytes(*b"USTY");
 /// The version this build writes.
 pub(super) const VERSION: i32 = STEPS.len() as i32;
 
-const STEPS: &[&str] = &[STEP_1];
+const STEPS: &[&str] = &[STEP_1, STEP_2];
 
 /// Identities are stored as blobs (16 bytes of a UUID, 32 of a peer's hash), times as milliseconds since 1970, spans
 /// as milliseconds, words as the texts of `model`.
@@ -103,6 +103,11 @@ CREATE TABLE cycle (
     detail       TEXT    NOT NULL
 ) STRICT;
 CREATE INDEX cycle_of ON cycle (vm, leg, seq);
+";
+
+/// Jobs that begin at a later time.
+const STEP_2: &str = "
+ALTER TABLE job ADD COLUMN scheduled_at INTEGER;
 ";
 
 /// Takes the steps a file lacks, each in a transaction of its own.

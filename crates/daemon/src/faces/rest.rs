@@ -16,6 +16,7 @@ mod peers;
 mod reference;
 mod relationships;
 pub mod server;
+mod time;
 pub mod types;
 mod vms;
 
@@ -74,9 +75,11 @@ fn routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(peers::invite))
         .routes(routes!(peers::join))
         .routes(routes!(peers::remove))
+        .routes(routes!(peers::test))
         .routes(routes!(relationships::list, relationships::create))
         .routes(routes!(relationships::show, relationships::remove))
         .routes(routes!(relationships::start))
+        .routes(routes!(relationships::resync))
         .routes(routes!(relationships::stop))
         .routes(routes!(relationships::suspend))
         .routes(routes!(relationships::resume))

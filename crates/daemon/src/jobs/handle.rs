@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 use understudy_model::job::{Job, JobKind, JobState};
-use understudy_model::{JobId, Refusal, ReturnCode, VmId};
+use understudy_model::{JobId, Refusal, ReturnCode, Timestamp, VmId};
 
 use super::{Entry, Inner, Jobs, SAVE_EVERY, TELL_EVERY};
 use crate::events::Notice;
@@ -70,19 +70,29 @@ impl JobTicket {
 
     /// Makes the job durable. From now on it has to come to an end.
     pub async fn begin(self, status: &str) -> Result<JobHandle, Refusal> {
+        self.open(None, status).await
+    }
+
+    /// Makes a job durable that is to begin at a later time: see [`JobHandle::begun`].
+    pub async fn schedule(self, at: Timestamp, status: &str) -> Result<JobHandle, Refusal> {
+        self.open(Some(at), status).await
+    }
+
+    async fn open(self, scheduled_at: Option<Timestamp>, status: &str) -> Result<JobHandle, Refusal> {
         let inner = &self.jobs.inner;
         let now = inner.clock.wall();
         let job = Job {
             id: inner.entropy.job_id(),
             kind: self.kind,
             vm: self.vm,
-            state: JobState::Running,
+            state: if scheduled_at.is_some() { JobState::New } else { JobState::Running },
             percent: 0,
             bytes_done: 0,
             bytes_total: 0,
             status: status.chars().take(STATUS_MAX).collect(),
             submitted_at: now,
-            started_at: Some(now),
+            scheduled_at,
+            started_at: scheduled_at.is_none().then_some(now),
             ended_at: None,
             cancellable: self.cancellable,
             error: None,
@@ -126,6 +136,24 @@ impl JobHandle {
     /// Fires when somebody wants the job to end early. What is done then ends with [`JobEnd::Terminated`].
     pub fn cancelled(&self) -> &CancellationToken {
         &self.cancel
+    }
+
+    /// A job that was to begin at a later time begins now.
+    pub async fn begun(&self) {
+        let inner = &self.jobs.inner;
+        let now = inner.clock.wall();
+        let changed = inner.change(self.id, |job| {
+            if job.state == JobState::New {
+                (job.state, job.started_at) = (JobState::Running, Some(now));
+            }
+        });
+        let job = inner.table().jobs.get(&self.id).map(Entry::job);
+        if let (Some(_), Some(job)) = (changed, job)
+            && let Err(err) = inner.catalogue.save_job(job).await
+        {
+            // After a restart it would be begun once more, which is refused or does no harm.
+            tracing::warn!(job = %self.id, err = %crate::chain(&err), "that a job began cannot be recorded");
+        }
     }
 
     /// Shows progress. Cheap; recorded and told now and then only.

@@ -168,8 +168,10 @@ impl FakeOwner {
         }
         let next = match (command, inner.state) {
             (Command::Create, State::Ready) => State::Ready,
-            (Command::Start, State::Ready) => State::InitialReplication,
-            (Command::StopInitial, State::InitialReplication) => State::Ready,
+            (Command::Start { .. }, State::Ready) => State::InitialReplication,
+            (Command::Resync { .. }, State::ResyncRequired) => State::Resynchronizing,
+            (Command::Stop, State::InitialReplication) => State::Ready,
+            (Command::Stop, State::Resynchronizing) => State::ResyncRequired,
             (Command::Suspend, State::Replicating) => State::Suspended,
             (Command::Resume, State::Suspended) => State::Replicating,
             (Command::Modify(_) | Command::Remove, state) => state,
@@ -256,6 +258,7 @@ impl RelationshipOwner for FakeOwner {
             rpo_actual,
             failure: None,
             failover,
+            scheduled_at: None,
             progress: Progress::default(),
             link: LinkReport { is_up: has_cut, connections: 1, address: None, congestion_control: Some("bbr".into()) },
             stats: Stats::default(),

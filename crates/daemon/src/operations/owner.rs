@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 use understudy_engine::health::Issue;
-use understudy_engine::primary::Progress;
+use understudy_engine::primary::{InitialKind, Progress};
 use understudy_engine::stats::Stats;
 use understudy_model::{
     Cut, CutRef, FailoverKind, Generation, Health, JobId, Millis, Mode, PeerId, PointId, Refusal, RelationshipId,
@@ -24,10 +24,20 @@ pub enum Command {
     /// the primary. The owner contacts the peer, which makes a place; then it records the engine's first state, then it
     /// ends the job. If it cannot, it leaves ([`Exit::remove`]) and ends the job with the cause.
     Create,
-    /// Begin initial replication over the network.
-    Start,
-    /// Give initial replication up.
-    StopInitial,
+    /// Begin initial replication, at once or at a later time.
+    Start {
+        /// How.
+        kind: InitialKind,
+        /// When (wall clock).
+        at: Option<Timestamp>,
+    },
+    /// Compare both sides and repair the replica, at once or at a later time.
+    Resync {
+        /// When (wall clock).
+        at: Option<Timestamp>,
+    },
+    /// Give up what is under way or was to begin later: an initial replication or a resynchronisation.
+    Stop,
     /// Pause.
     Suspend,
     /// Go on.
@@ -140,6 +150,8 @@ pub struct RelationshipReport {
     pub failover: Option<FailoverReport>,
     /// How far initial replication is; zeros when none is under way.
     pub progress: Progress,
+    /// When an initial replication or a resynchronisation is to begin by the wall clock, if that was set.
+    pub scheduled_at: Option<Timestamp>,
     /// The connection to the other side.
     pub link: LinkReport,
     /// Counters since the daemon started.

@@ -17,9 +17,10 @@ impl Operations {
         self.command(vm, leg, Command::Resume, JobKind::ChangeState).await
     }
 
-    /// Gives initial replication up; the relationship is ready to be started anew.
+    /// Gives up an initial replication, after which the relationship is ready to be started anew, or a resynchronisation,
+    /// after which one is required as before. What was to begin at a later time does not.
     pub async fn replication_stop(&self, _permit: &Permit<Operate>, vm: &str, leg: u8) -> Result<Done, Refusal> {
-        self.command(vm, leg, Command::StopInitial, JobKind::StopInitial).await
+        self.command(vm, leg, Command::Stop, JobKind::StopInitial).await
     }
 
     /// Replaces the settings.

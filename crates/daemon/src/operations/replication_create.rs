@@ -1,7 +1,7 @@
 //! Makes a relationship: a VM of this host is to be replicated to a peer. Nothing is copied before it is started.
 
 use understudy_model::job::JobKind;
-use understudy_model::settings::PointEvery;
+use understudy_model::settings::{PointEvery, ResyncWindow};
 use understudy_model::{DiskId, Millis, Refusal, RelationshipId, ReturnCode, Settings};
 
 use super::owner::{Answer, Command};
@@ -29,6 +29,8 @@ pub struct ReplicationCreate {
     pub compression: Option<bool>,
     /// Disks left out.
     pub excluded_disks: Vec<DiskChoice>,
+    /// When a resynchronisation that became necessary may start by itself.
+    pub auto_resync: Option<ResyncWindow>,
 }
 
 /// A disk as a caller names it.
@@ -106,7 +108,7 @@ fn settings(request: &ReplicationCreate, vm: &VmRecord) -> Result<Settings, Refu
         application_consistent_every: request.application_consistent_every,
         compression: request.compression.unwrap_or(default.compression),
         excluded_disks: excluded(&request.excluded_disks, vm)?,
-        auto_resync: default.auto_resync,
+        auto_resync: request.auto_resync,
     };
     settings.check().map_err(|err| invalid(err.to_string()))?;
     Ok(settings)

@@ -1,12 +1,14 @@
-//! Starts initial replication (`StartReplication`).
+//! Starts initial replications (`StartReplication`) and resynchronisations (`Resynchronize`).
 
 use std::path::PathBuf;
 
+use understudy_engine::primary::InitialKind;
 use understudy_model::job::JobKind;
 use understudy_model::{Millis, Refusal, ReturnCode, Timestamp};
 
 use super::owner::Command;
 use super::{Done, Operate, Operations, Permit, invalid, to_the_end};
+use crate::primary::schedule::Beginning;
 
 /// Furthest scheduled start, as in Hyper-V's cmdlets.
 const SCHEDULE_MAX: Millis = Millis::from_secs(7 * 86_400);
@@ -45,19 +47,52 @@ impl Operations {
         _permit: &Permit<Operate>,
         request: ReplicationStart,
     ) -> Result<Done, Refusal> {
-        let is_network = request.initial == InitialReplication::Network;
         self.check_values(&request)?;
         let owner = self.find_owner(&request.vm, request.leg).await?;
-        if !is_network {
-            return Err(not_yet("initial replication by export or from a seed")
-                .hint("start it over the network: understudy replication start"));
-        }
-        if request.at.is_some_and(|at| at > self.parts.clock.wall()) {
-            return Err(not_yet("a start at a later time").hint("start it when it is to begin"));
-        }
-        let ticket = self.parts.jobs.ticket(JobKind::Start, Some(owner.id().vm)).cancellable();
+        let kind = match request.initial {
+            InitialReplication::Network => InitialKind::Network,
+            InitialReplication::Seeded => {
+                return Err(not_yet("initial replication from a seed")
+                    .hint("start it over the network: understudy replication start"));
+            }
+            InitialReplication::Export { .. } => {
+                return Err(not_yet("initial replication by export")
+                    .hint("start it over the network: understudy replication start"));
+            }
+        };
+        let what = Beginning::Initial(kind);
+        let ticket = self.parts.jobs.ticket(what.job_kind(), Some(owner.id().vm)).cancellable();
+        let command = Command::Start { kind, at: self.later(request.at) };
         let this = self.clone();
-        to_the_end(async move { this.ask(owner.as_ref(), Command::Start, ticket).await.map(Done::from) }).await
+        to_the_end(async move { this.ask(owner.as_ref(), command, ticket).await.map(Done::from) }).await
+    }
+
+    /// Compares both sides and repairs the replica (`Resynchronize`), at once or at a later time.
+    pub async fn replication_resync(
+        &self,
+        _permit: &Permit<Operate>,
+        vm: &str,
+        leg: u8,
+        at: Option<Timestamp>,
+    ) -> Result<Done, Refusal> {
+        self.check_time(at)?;
+        let owner = self.find_owner(vm, leg).await?;
+        let ticket = self.parts.jobs.ticket(JobKind::Resync, Some(owner.id().vm)).cancellable();
+        let command = Command::Resync { at: self.later(at) };
+        let this = self.clone();
+        to_the_end(async move { this.ask(owner.as_ref(), command, ticket).await.map(Done::from) }).await
+    }
+
+    /// A time gone by is at once.
+    fn later(&self, at: Option<Timestamp>) -> Option<Timestamp> {
+        at.filter(|at| *at > self.parts.clock.wall())
+    }
+
+    fn check_time(&self, at: Option<Timestamp>) -> Result<(), Refusal> {
+        if at.is_some_and(|at| at > self.parts.clock.wall() + SCHEDULE_MAX) {
+            return Err(invalid("a start can be scheduled for at most 7 days ahead"));
+        }
+        Ok(())
     }
 
     fn check_values(&self, request: &ReplicationStart) -> Result<(), Refusal> {
@@ -68,10 +103,7 @@ impl Operations {
             }
             return Ok(());
         }
-        if request.at.is_some_and(|at| at > self.parts.clock.wall() + SCHEDULE_MAX) {
-            return Err(invalid("a start can be scheduled for at most 7 days ahead"));
-        }
-        Ok(())
+        self.check_time(request.at)
     }
 }
 

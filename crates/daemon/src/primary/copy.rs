@@ -21,6 +21,7 @@ use understudy_wire::{FrameKind, Message};
 
 use super::encode::{Effort, encoder};
 use super::failure::{bug, driver};
+use super::offer::{ask, prepare, windows};
 use super::pieces::{Jobs, Piece, STATUS_WINDOW, split};
 use super::session::{Session, unexpected};
 use super::throttle::Budget;
@@ -32,6 +33,8 @@ const JOBS_AT_ONCE: usize = 4;
 const SYNC_BYTES: u64 = 64 << 20;
 /// Time after which the target is asked in any case.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// Offers of a seeded copy prepared ahead.
+const OFFERS_AHEAD: usize = 2;
 /// Holes are cut at 64 KiB: the replica keeps a checksum for each such block of its base, and takes whole ones.
 const HOLE_UNIT: u64 = 64 << 10;
 
@@ -43,6 +46,8 @@ pub struct Copy<'a> {
     pub disks: &'a [DiskSpec],
     /// Whether to compress.
     pub compression: bool,
+    /// Whether the target holds something like the disks already, so that only what differs is sent.
+    pub is_seeded: bool,
     /// Told how far it is.
     pub progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
@@ -56,7 +61,7 @@ pub async fn copy_base(
     budget: &Budget,
 ) -> Result<(), Failure> {
     let disks: Vec<Disk> = copy.disks.iter().map(Disk::from).collect();
-    let begin = Message::BaseBegin(BaseBegin { attempt: copy.attempt.0, disks });
+    let begin = Message::BaseBegin(BaseBegin { attempt: copy.attempt.0, disks, seeded: copy.is_seeded });
     let durable = positions(session.request(&begin).await?, copy.attempt)?;
     let total = copy.disks.iter().map(|d| d.size).sum();
     let mut feed = Feed {
@@ -120,6 +125,9 @@ impl Feed<'_> {
             return Ok(());
         }
         let reader = machine.read_live(spec).await.map_err(|e| driver(&e))?;
+        if self.copy.is_seeded {
+            return self.copy_differing(&*reader, spec, at).await;
+        }
         while at < spec.size {
             let window = Extent::new(at, STATUS_WINDOW.min(spec.size - at));
             let mut jobs = Jobs::default();
@@ -128,6 +136,40 @@ impl Feed<'_> {
             }
             self.send_jobs(&*reader, spec, jobs.finish()).await?;
             at = window.end();
+        }
+        Ok(())
+    }
+
+    /// Offers the disk from `from` on, and sends what the target wants of it.
+    async fn copy_differing(&mut self, reader: &dyn DiskReader, spec: &DiskSpec, from: u64) -> Result<(), Failure> {
+        let budget = self.budget;
+        for group in windows(from, spec.size) {
+            let offers: Vec<_> = group.into_iter().map(|window| prepare(reader, spec.id, window, budget)).collect();
+            let mut offers = stream::iter(offers).buffered(OFFERS_AHEAD);
+            while let Some((window, offer)) = offers.try_next().await? {
+                let wanted = ask(self.session, offer, spec.size).await?;
+                self.send_wanted(reader, spec, wanted).await?;
+                self.advance(spec.id, window.end())?;
+                self.report(false);
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_wanted(
+        &mut self,
+        reader: &dyn DiskReader,
+        spec: &DiskSpec,
+        wanted: Vec<Extent>,
+    ) -> Result<(), Failure> {
+        let mut jobs = Jobs::default();
+        for extent in wanted {
+            jobs.push(Piece::Read(extent), BASE_RECORD_MAX as u64);
+        }
+        self.send_jobs(reader, spec, jobs.finish()).await?;
+        if self.is_sync_due() {
+            let request = self.sync_request();
+            positions(self.session.request(&request).await?, self.copy.attempt)?;
         }
         Ok(())
     }
@@ -177,10 +219,14 @@ impl Feed<'_> {
             self.frames += 1;
         }
         self.effort.waited_for_link(waiting.elapsed());
+        self.advance(disk, packet.end)
+    }
+
+    fn advance(&mut self, disk: DiskId, end: u64) -> Result<(), Failure> {
         let sent = self.sent.iter_mut().find(|(d, _)| *d == disk);
         let (_, position) = sent.ok_or_else(|| bug("a disk is missing from the copy"))?;
-        self.since_sync += packet.end.saturating_sub(*position);
-        *position = packet.end;
+        self.since_sync += end.saturating_sub(*position);
+        *position = end;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! A step that is no longer wanted is told so and ends at its next safe place; the step after it begins only then. So
 //! a cut is always released before the next one is taken, and maps are never dropped under a transfer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -10,14 +11,17 @@ use tokio_util::sync::CancellationToken;
 use understudy_engine::primary::{Event, Failure, Progress, Token};
 use understudy_hypervisor::driver::{CutRequest, Description, FrozenCut, ImageRecord, Machine, MapInventory, MapOwner};
 use understudy_model::{
-    Consistency, CutDigest, CutNumber, DiskSpec, ErrorKind, Generation, ReturnCode, SessionNumber, Timestamp, VmId,
+    Consistency, CutDigest, CutNumber, CutRef, DiskId, DiskSpec, ErrorKind, ExtentSet, Generation, ReturnCode,
+    SessionNumber, Timestamp, VmId,
 };
 use understudy_wire::message::{Blob, Blobs, CycleAcked, CycleEnd, Definition};
 use understudy_wire::{Message, bulk};
 
+use super::compare::{Compare, compare};
 use super::copy::{Copy, copy_base};
 use super::encode::Effort;
 use super::failure::{bug, chain, driver};
+use super::ledger::Ledger;
 use super::send::{Cycle, send_cycle};
 use super::session::{Session, unexpected};
 use super::throttle::Budget;
@@ -31,8 +35,30 @@ pub enum Step {
     BeginTracking(Token, CutNumber),
     /// End tracking.
     EndTracking,
-    /// Copy the base.
-    CopyBase(Token, CutNumber, Arc<Session>),
+    /// Copy the base; by difference from what is there, if it is a seeded one.
+    CopyBase {
+        /// Names the outcome.
+        token: Token,
+        /// The attempt.
+        attempt: CutNumber,
+        /// Whether by difference.
+        is_seeded: bool,
+        /// Over this session.
+        session: Arc<Session>,
+    },
+    /// Compare with the target's newest cut.
+    Compare {
+        /// Names the outcome.
+        token: Token,
+        /// The attempt.
+        attempt: CutNumber,
+        /// The cut.
+        against: CutRef,
+        /// Over this session.
+        session: Arc<Session>,
+    },
+    /// Forget what comparisons found.
+    ForgetComparison,
     /// Take a cut.
     TakeCut {
         /// Names the outcome.
@@ -43,6 +69,8 @@ pub enum Step {
         must_cover: CutNumber,
         /// What to try for.
         consistency: Consistency,
+        /// The comparison whose findings are carried as well.
+        differing: Option<CutNumber>,
     },
     /// Send what the cut holds.
     SendCycle(Token, CutNumber, CutDigest, Arc<Session>),
@@ -132,6 +160,8 @@ pub struct Tools {
     pub budget: Budget,
     /// Compression level.
     pub effort: Arc<Effort>,
+    /// Where comparisons are noted.
+    pub ledger: Ledger,
 }
 
 /// The lane of one relationship.
@@ -186,6 +216,11 @@ impl Lane {
                 self.release().await;
                 note("end tracking", self.tools.machine.end_tracking(&facts.owner).await);
             }
+            Step::ForgetComparison => {
+                if let Err(err) = self.tools.ledger.forget() {
+                    tracing::debug!(cause = chain(&err), "what a comparison found stays until the next one");
+                }
+            }
             Step::DropMaps(below) => {
                 note("drop maps", self.tools.machine.drop_maps(&facts.owner, below).await);
             }
@@ -195,11 +230,15 @@ impl Lane {
             }
             _ if cancel.is_cancelled() => self.release().await,
             Step::BeginTracking(token, first) => self.begin_tracking(token, first, &facts).await,
-            Step::CopyBase(token, attempt, session) => {
-                self.copy(token, attempt, &session, &facts, &cancel).await;
+            Step::CopyBase { token, attempt, is_seeded, session } => {
+                self.copy(token, attempt, is_seeded, &session, &facts, &cancel).await;
             }
-            Step::TakeCut { token, number, must_cover, consistency } => {
-                self.take_cut(token, request(&facts, number, must_cover, consistency), &cancel).await;
+            Step::Compare { token, attempt, against, session } => {
+                self.compare(token, attempt, against, &session, &facts, &cancel).await;
+            }
+            Step::TakeCut { token, number, must_cover, consistency, differing } => {
+                let request = request(&facts, number, must_cover, consistency);
+                self.take_cut(token, request, differing, &cancel).await;
             }
             Step::SendCycle(token, number, parent, session) => {
                 self.send(token, number, parent, &session, &facts, &cancel).await;
@@ -240,15 +279,14 @@ impl Lane {
         &mut self,
         token: Token,
         attempt: CutNumber,
+        is_seeded: bool,
         session: &Arc<Session>,
         facts: &Facts,
         cancel: &CancellationToken,
     ) {
-        let outcomes = self.outcomes.clone();
-        let progress = move |progress: Progress| {
-            let _ = outcomes.send(Outcome::Event(Event::BaseProgress { token, progress }));
-        };
-        let copy = Copy { attempt, disks: &facts.disks, compression: facts.compression, progress: &progress };
+        let progress = self.progress_of(token);
+        let (disks, compression) = (&facts.disks[..], facts.compression);
+        let copy = Copy { attempt, disks, compression, is_seeded, progress: &progress };
         let copying = async {
             let maps = self.tools.machine.maps(&facts.owner).await.map_err(|e| driver(&e))?;
             covers(&maps, &facts.disks, attempt)?;
@@ -264,8 +302,65 @@ impl Lane {
         });
     }
 
-    async fn take_cut(&mut self, token: Token, request: CutRequest, cancel: &CancellationToken) {
+    fn progress_of(&self, token: Token) -> impl Fn(Progress) + Send + Sync + use<> {
+        let outcomes = self.outcomes.clone();
+        move |progress| {
+            let _ = outcomes.send(Outcome::Event(Event::BaseProgress { token, progress }));
+        }
+    }
+
+    async fn compare(
+        &mut self,
+        token: Token,
+        attempt: CutNumber,
+        against: CutRef,
+        session: &Arc<Session>,
+        facts: &Facts,
+        cancel: &CancellationToken,
+    ) {
+        let progress = self.progress_of(token);
+        let job = Compare { attempt, against, disks: &facts.disks, ledger: &self.tools.ledger, progress: &progress };
+        let comparing = async {
+            let maps = self.tools.machine.maps(&facts.owner).await.map_err(|e| driver(&e))?;
+            covers(&maps, &facts.disks, attempt)?;
+            compare(session, &*self.tools.machine, &job, &self.tools.budget).await
+        };
+        let result = tokio::select! {
+            result = comparing => result,
+            () = cancel.cancelled() => return,
+        };
+        self.tell(match result {
+            Ok(()) => Event::Compared { token },
+            Err(failure) => Event::CompareFailed { token, failure },
+        });
+    }
+
+    /// What the comparison of this attempt found.
+    async fn found(&self, attempt: CutNumber, disks: &[DiskSpec]) -> Result<BTreeMap<DiskId, ExtentSet>, Failure> {
+        let ledger = self.tools.ledger.clone();
+        let found = tokio::task::spawn_blocking(move || ledger.load(attempt)).await;
+        let found = found.map_err(|_| bug("reading a ledger panicked"))?.filter(|found| found.is_complete(disks));
+        let lost = || {
+            let reason = "what the comparison found is not known any more";
+            Failure::new(ErrorKind::Resync, ReturnCode::Failed, reason)
+        };
+        Ok(found.ok_or_else(lost)?.disks.into_iter().map(|d| (d.disk, d.differing)).collect())
+    }
+
+    async fn take_cut(
+        &mut self,
+        token: Token,
+        mut request: CutRequest,
+        differing: Option<CutNumber>,
+        cancel: &CancellationToken,
+    ) {
         self.release().await;
+        if let Some(attempt) = differing {
+            match self.found(attempt, &request.disks).await {
+                Ok(also) => request.also = also,
+                Err(failure) => return self.tell(Event::CutFailed { token, failure }),
+            }
+        }
         // Not cut short: taking a cut has its own time limits, and is cleaner to undo than to interrupt.
         match self.tools.machine.cut(request).await {
             Ok(cut) => {
@@ -418,6 +513,7 @@ fn request(facts: &Facts, number: CutNumber, must_cover: CutNumber, consistency:
         consistency,
         scratch_limit: facts.scratch_limit,
         images: facts.images.clone(),
+        also: Default::default(),
     }
 }
 

@@ -245,6 +245,7 @@ fn take_tools(parts: &mut Parts) -> Tools {
         definitions: parts.tools.definitions.clone(),
         budget: parts.tools.budget.clone(),
         effort: parts.tools.effort.clone(),
+        ledger: parts.tools.ledger.clone(),
     }
 }
 
@@ -359,16 +360,21 @@ impl Owner {
             Action::CloseLink => self.close(),
             Action::BeginTracking { token, first_map } => self.put(Step::BeginTracking(token, first_map)),
             Action::EndTracking => self.put(Step::EndTracking),
-            Action::CopyBase { token, attempt, .. } => match self.session.clone() {
-                Some(session) => self.put(Step::CopyBase(token, attempt, session)),
+            Action::CopyBase { token, attempt, is_seeded, .. } => match self.session.clone() {
+                Some(session) => self.put(Step::CopyBase { token, attempt, is_seeded, session }),
                 None => self.tell_lost(|failure| Event::BaseFailed { token, failure }),
             },
+            Action::Compare { token, attempt, against } => match self.session.clone() {
+                Some(session) => self.put(Step::Compare { token, attempt, against, session }),
+                None => self.tell_lost(|failure| Event::CompareFailed { token, failure }),
+            },
+            Action::ForgetComparison => self.put(Step::ForgetComparison),
             Action::Abandon => {
                 self.cancel.cancel();
                 self.cancel = CancellationToken::new();
             }
-            Action::TakeCut { token, number, must_cover, consistency } => {
-                self.put(Step::TakeCut { token, number, must_cover, consistency });
+            Action::TakeCut { token, number, must_cover, consistency, differing } => {
+                self.put(Step::TakeCut { token, number, must_cover, consistency, differing });
             }
             Action::SendCycle { token, number, parent } => match self.session.clone() {
                 Some(session) => self.put(Step::SendCycle(token, number, parent, session)),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use understudy_engine::primary::{Base, Record};
+use understudy_engine::primary::{Base, Compare, InitialKind, Record};
 use understudy_hypervisor::driver::{ImageFormat, ImageRecord, ImageStamp};
 use understudy_model::{
     CutNumber, CutRef, DiskId, DiskSpec, Extent, ExtentSet, Generation, JobId, RelationshipId, SessionNumber, Settings,
@@ -50,6 +50,10 @@ struct Stored {
     #[serde(default)]
     base: Option<StoredBase>,
     #[serde(default)]
+    is_seeded: bool,
+    #[serde(default)]
+    compare: Option<StoredCompare>,
+    #[serde(default)]
     transfer_job: Option<String>,
     #[serde(default)]
     cause: Option<String>,
@@ -78,6 +82,14 @@ pub struct StoredCut {
 struct StoredBase {
     first_map: u64,
     is_tracked: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredCompare {
+    first_map: u64,
+    is_tracked: bool,
+    against: Option<StoredCut>,
+    is_done: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -130,6 +142,13 @@ pub fn write(durable: &Durable) -> String {
         acked: r.acked.as_ref().map(StoredCut::from),
         sent: r.sent.as_ref().map(StoredCut::from),
         base: r.base.map(|b| StoredBase { first_map: b.first_map.0, is_tracked: b.is_tracked }),
+        is_seeded: r.initial == InitialKind::Seeded,
+        compare: r.compare.map(|c| StoredCompare {
+            first_map: c.first_map.0,
+            is_tracked: c.is_tracked,
+            against: c.against.as_ref().map(StoredCut::from),
+            is_done: c.is_done,
+        }),
         transfer_job: r.transfer_job.map(|j| j.to_string()),
         cause: r.cause.clone(),
         images: durable.images.iter().filter_map(write_image).collect(),
@@ -178,11 +197,22 @@ pub fn read(text: &str, id: RelationshipId, settings: Settings) -> Result<Durabl
         acked: stored.acked.as_ref().map(CutRef::try_from).transpose()?,
         sent: stored.sent.as_ref().map(CutRef::try_from).transpose()?,
         base: stored.base.map(|b| Base { first_map: CutNumber(b.first_map), is_tracked: b.is_tracked }),
+        initial: if stored.is_seeded { InitialKind::Seeded } else { InitialKind::Network },
+        compare: stored.compare.map(read_compare).transpose()?,
         transfer_job: job.map_err(|_| RecordError::Value("job"))?,
         cause: stored.cause,
     };
     let images = stored.images.into_iter().map(read_image).collect::<Result<_, _>>()?;
     Ok(Durable { record, images, newest_at: stored.newest_at.map(Timestamp) })
+}
+
+fn read_compare(stored: StoredCompare) -> Result<Compare, RecordError> {
+    Ok(Compare {
+        first_map: CutNumber(stored.first_map),
+        is_tracked: stored.is_tracked,
+        against: stored.against.as_ref().map(CutRef::try_from).transpose()?,
+        is_done: stored.is_done,
+    })
 }
 
 fn read_image(image: StoredImage) -> Result<ImageRecord, RecordError> {
@@ -227,6 +257,9 @@ mod tests {
         record.acked = Some(cut);
         record.sent = Some(CutRef { number: CutNumber(10), ..cut });
         record.base = Some(Base { first_map: CutNumber(2), is_tracked: true });
+        record.initial = InitialKind::Seeded;
+        let against = Some(CutRef { number: CutNumber(8), ..cut });
+        record.compare = Some(Compare { first_map: CutNumber(11), is_tracked: true, against, is_done: true });
         record.cause = Some("why".into());
         let stamp = ImageStamp { device: 1, inode: 2, len: 3, modified_ns: -4, changed_ns: i128::MAX };
         let image = ImageRecord {

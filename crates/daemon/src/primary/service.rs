@@ -6,15 +6,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use understudy_engine::primary::{Command as EngineCommand, Progress, Record};
 use understudy_engine::stats::Stats;
-use understudy_model::{Consistency, Generation, Health, JobId, Mode, Refusal, RelationshipId, ReturnCode, State};
+use understudy_model::{
+    Consistency, Generation, Health, JobId, Mode, Refusal, RelationshipId, ReturnCode, State, Timestamp,
+};
 use understudy_wire::message::{Disk, Prepare, Relationship, Settings as WireSettings};
 
 use super::dial::prepare;
 use super::owner::{Book, CycleEntry, Durable, Handle, Parts, start};
 use super::record::write;
+use super::schedule::{Beginning, Schedule, look_after, refuse_resync};
 use crate::catalogue::{Catalogue, CycleOutcome, CycleRecord, RelationshipRecord, Side};
+use crate::clock::Clock;
 use crate::events::{Events, Notice};
-use crate::jobs::{self, JobEnd, JobHandle, JobTicket};
+use crate::jobs::{self, JobEnd, JobHandle, JobTicket, Jobs};
 use crate::operations::owner::{
     Answer, Command, LinkReport, NewestCut, PointReport, RelationshipOwner, RelationshipReport,
 };
@@ -39,6 +43,9 @@ pub struct PrimaryService {
     events: Events,
     exit: Exit,
     shared: Arc<Shared>,
+    pub(super) jobs: Jobs,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) schedule: Schedule,
 }
 
 struct Shared {
@@ -68,8 +75,12 @@ pub struct Opening {
     pub disks: Vec<understudy_model::DiskSpec>,
     /// What it remembers; with this it was created before and goes on at once.
     pub durable: Option<Durable>,
-    /// The job of an initial replication under way.
+    /// The job of an initial replication or a resynchronisation under way.
     pub transfer: Option<JobHandle>,
+    /// The jobs.
+    pub jobs: Jobs,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
     /// Makes the parts of the engine's task.
     pub factory: Arc<dyn PartsFactory>,
     /// Where it remembers.
@@ -83,13 +94,20 @@ pub struct Opening {
 impl PrimaryService {
     /// Takes a relationship up.
     pub fn open(opening: Opening) -> Arc<Self> {
-        let Opening { record, disks, durable, transfer, factory, catalogue, events, exit } = opening;
+        let Opening { record, disks, durable, transfer, jobs, clock, factory, catalogue, events, exit } = opening;
         let shared = Arc::new(Shared {
             task: Mutex::new(None),
             transfers: Mutex::default(),
             forgotten: tokio::sync::watch::Sender::new(false),
         });
-        let service = Arc::new(Self { record, disks, factory, catalogue, events, exit, shared });
+        let schedule = Schedule::default();
+        if let Some((job, kind, at)) = jobs.adopt_scheduled(record.id.vm)
+            && let Some(what) = Beginning::of(kind)
+        {
+            schedule.set(job, at, what);
+        }
+        let service = Arc::new(Self { record, disks, factory, catalogue, events, exit, shared, jobs, clock, schedule });
+        tokio::spawn(look_after(Arc::downgrade(&service)));
         if let Some(transfer) = transfer {
             service.hold(transfer);
         }
@@ -120,7 +138,9 @@ impl PrimaryService {
             let task = service.upgrade().and_then(|s| s.shared.task());
             if let Some(task) = task {
                 // If it has just ended, there is nothing to stop.
-                let _ = task.ask(EngineCommand::StopInitial).await;
+                if task.ask(EngineCommand::StopInitial).await.is_err() {
+                    let _ = task.ask(EngineCommand::StopResync).await;
+                }
             }
         });
     }
@@ -156,30 +176,65 @@ impl PrimaryService {
         Ok(())
     }
 
-    fn task(&self) -> Result<Handle, Refusal> {
+    /// The VM.
+    pub(super) fn vm(&self) -> understudy_model::VmId {
+        self.record.id.vm
+    }
+
+    pub(super) fn task(&self) -> Result<Handle, Refusal> {
         self.shared.task().ok_or_else(|| Refusal::new(ReturnCode::SystemInUse, "the relationship is still being made"))
     }
 
-    async fn start_initial(self: &Arc<Self>, ticket: JobTicket) -> Result<Answer, Refusal> {
-        let task = self.task()?;
-        let state = task.view().record().state;
-        if state != State::Ready {
-            return Err(Refusal::new(
-                ReturnCode::InvalidState,
-                format!("cannot start initial replication while replication is {state}"),
-            )
-            .hint("initial replication is started once, while the relationship is ready"));
+    /// Begins at once, or puts it on the schedule.
+    async fn start(
+        self: &Arc<Self>,
+        what: Beginning,
+        at: Option<Timestamp>,
+        ticket: JobTicket,
+    ) -> Result<Answer, Refusal> {
+        let state = self.task()?.view().record().state;
+        if let Some(refusal) = refuse(what, state) {
+            return Err(refusal);
         }
-        let transfer = ticket.cancellable().begin("waiting for the replica").await?;
-        let id = transfer.id();
-        self.hold(transfer);
-        let asked = task.ask(EngineCommand::Start { transfer_job: id }).await;
+        if let Some(at) = at {
+            return self.put_on_schedule(ticket, at, what).await.map(Answer::Job);
+        }
+        let job = ticket.begin("waiting for the replica").await?;
+        let id = job.id();
+        self.begin(job, what).await?;
+        self.clear_schedule("it was started at once").await;
+        Ok(Answer::Job(id))
+    }
+
+    /// Has the engine begin. A refusal is on the job as well.
+    pub(super) async fn begin(self: &Arc<Self>, job: JobHandle, what: Beginning) -> Result<(), Refusal> {
+        let transfer_job = job.id();
+        self.hold(job);
+        let command = match what {
+            Beginning::Initial(kind) => EngineCommand::Start { transfer_job, kind },
+            Beginning::Resync => EngineCommand::Resynchronize { transfer_job },
+        };
+        let asked = match self.task() {
+            Ok(task) => task.ask(command).await,
+            Err(refusal) => Err(refusal),
+        };
         if let Err(refusal) = &asked
-            && let Some(transfer) = { self.shared.transfers().remove(&id) }
+            && let Some(job) = { self.shared.transfers().remove(&transfer_job) }
         {
-            transfer.end(JobEnd::Failed(refusal.clone())).await;
+            job.end(JobEnd::Failed(refusal.clone())).await;
         }
-        asked.map(|()| Answer::Job(id))
+        asked
+    }
+
+    /// Gives up what is under way, or what was to begin later.
+    async fn stop(&self) -> Result<Answer, Refusal> {
+        let task = self.task()?;
+        if self.clear_schedule("it was taken off the schedule").await {
+            return Ok(Answer::Done);
+        }
+        let is_resync = task.view().record().compare.is_some();
+        let command = if is_resync { EngineCommand::StopResync } else { EngineCommand::StopInitial };
+        done(task.ask(command).await)
     }
 
     async fn remove(self: &Arc<Self>, ticket: JobTicket) -> Result<Answer, Refusal> {
@@ -187,6 +242,7 @@ impl PrimaryService {
         let mut forgotten = self.shared.forgotten.subscribe();
         let job = ticket.begin("ending replication").await?;
         let id = job.id();
+        self.clear_schedule("the relationship was removed").await;
         let service = self.clone();
         tokio::spawn(async move {
             let removed = match task.ask(EngineCommand::Remove).await {
@@ -226,7 +282,7 @@ impl Book for Pages {
 
     fn progress(&self, job: JobId, progress: Progress) {
         if let Some(handle) = self.shared.transfers().get(&job) {
-            let status = "copying the disks".to_owned();
+            let status = "copying or comparing the disks".to_owned();
             handle.progress(jobs::Progress {
                 bytes_done: progress.done,
                 bytes_total: progress.total,
@@ -291,8 +347,9 @@ impl RelationshipOwner for PrimaryDoor {
                 service.create(job);
                 Ok(Answer::Job(id))
             }
-            Command::Start => service.start_initial(ticket).await,
-            Command::StopInitial => done(service.task()?.ask(EngineCommand::StopInitial).await),
+            Command::Start { kind, at } => service.start(Beginning::Initial(kind), at, ticket).await,
+            Command::Resync { at } => service.start(Beginning::Resync, at, ticket).await,
+            Command::Stop => service.stop().await,
             Command::Suspend => done(service.task()?.ask(EngineCommand::Suspend).await),
             Command::Resume => done(service.task()?.ask(EngineCommand::Resume).await),
             Command::Modify(settings) => done(service.task()?.ask(EngineCommand::Modify(settings)).await),
@@ -324,6 +381,19 @@ impl RelationshipOwner for PrimaryDoor {
     }
 }
 
+/// Why this cannot begin in this state, if it cannot.
+fn refuse(what: Beginning, state: State) -> Option<Refusal> {
+    match what {
+        Beginning::Resync => refuse_resync(state),
+        Beginning::Initial(_) if state == State::Ready => None,
+        Beginning::Initial(_) => {
+            let reason = format!("cannot start initial replication while replication is {state}");
+            let hint = "initial replication is started once, while the relationship is ready";
+            Some(Refusal::new(ReturnCode::InvalidState, reason).hint(hint))
+        }
+    }
+}
+
 fn done(result: Result<(), Refusal>) -> Result<Answer, Refusal> {
     result.map(|()| Answer::Done)
 }
@@ -344,7 +414,11 @@ impl PrimaryDoor {
             newest: report.acked.map(|cut| NewestCut { cut, taken_at: view.newest_at.unwrap_or_default() }),
             rpo_actual: report.rpo_actual,
             failure: report.failure,
-            progress: if report.state == State::InitialReplication { report.progress } else { Progress::default() },
+            progress: match report.state {
+                State::InitialReplication | State::Resynchronizing => report.progress,
+                _ => Progress::default(),
+            },
+            scheduled_at: service.schedule.at(),
             link: view.link.clone(),
             stats: report.stats,
             ..service.blank()
@@ -375,6 +449,7 @@ impl PrimaryService {
             failure: None,
             failover: None,
             progress: Progress::default(),
+            scheduled_at: None,
             link: LinkReport::default(),
             stats: Stats::default(),
             points: 0,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use understudy_engine::primary::Failure;
-use understudy_model::{ErrorKind, Generation, PeerId, ReturnCode, SessionNumber};
+use understudy_model::{ErrorKind, Generation, PeerId, ReturnCode, SessionNumber, VmId};
 use understudy_wire::message::{self, Open, Opened, Prepare, Refused, convert};
 use understudy_wire::target::{Incoming, Target};
 use understudy_wire::{Frame, Message};
@@ -188,13 +188,17 @@ impl Connection {
             Message::Settings(settings) => return self.settings(settings).await,
             Message::Blobs(blobs) => self.feed(Work::Blobs(blobs)).await?,
             Message::BaseBegin(begin) => {
-                self.feed(Work::BaseBegin(begin)).await?;
+                let lenders = self.lenders();
+                self.feed(Work::BaseBegin(begin, lenders)).await?;
                 self.announce().await;
             }
             Message::BaseSync(sync) => {
                 self.catch_up(sync.frames).await?;
                 self.feed(Work::BaseSync(sync)).await?;
             }
+            Message::CompareBegin(begin) => self.feed(Work::CompareBegin(begin)).await?,
+            Message::Offer(offer) => self.feed(Work::Offer(offer)).await?,
+            Message::OfferParts(offer) => self.feed(Work::OfferParts(offer)).await?,
             Message::CycleBegin(begin) => {
                 self.feed(Work::CycleBegin(begin)).await?;
                 self.announce().await;
@@ -211,6 +215,12 @@ impl Connection {
             other => return Err(format!("a source does not say {:?}", other.name()).into()),
         }
         Ok(true)
+    }
+
+    /// Other VMs of the same source: it learns which of its blocks they have.
+    fn lenders(&self) -> Vec<VmId> {
+        let own = self.session.as_ref().map(|bound| bound.place.id().vm);
+        self.hub.vms_of(self.peer).into_iter().filter(|vm| Some(*vm) != own).collect()
     }
 
     async fn prepare(&mut self, prepare: Prepare) -> Result<bool, Fault> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use async_trait::async_trait;
 use understudy_engine::primary::Failure;
 use understudy_engine::replica::Record;
-use understudy_model::{ErrorKind, Generation, PeerId, RelationshipId, ReturnCode, Settings, State};
+use understudy_model::{ErrorKind, Generation, PeerId, RelationshipId, ReturnCode, Settings, State, VmId};
 use understudy_store::{CreateError, Removal, Store};
 use understudy_wire::message::{Prepare, convert};
 
@@ -68,6 +68,12 @@ impl Hub {
     /// A replica can be reached from now on.
     pub fn add(&self, peer: PeerId, place: Arc<Place>) {
         self.places.lock().unwrap_or_else(|e| e.into_inner()).insert(place.id(), (peer, place));
+    }
+
+    /// The VMs of a peer that have a replica here.
+    pub fn vms_of(&self, peer: PeerId) -> Vec<VmId> {
+        let places = self.places.lock().unwrap_or_else(|e| e.into_inner());
+        places.iter().filter(|(_, (owner, _))| *owner == peer).map(|(id, _)| id.vm).collect()
     }
 
     /// A replica can no longer be reached.

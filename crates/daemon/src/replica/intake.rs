@@ -13,13 +13,17 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use understudy_engine::primary::Failure;
-use understudy_model::{CutNumber, DiskId, ErrorKind, ReturnCode, SessionNumber, Timestamp};
+use understudy_model::{CutNumber, DiskId, ErrorKind, ReturnCode, SessionNumber, Timestamp, VmId};
 use understudy_run::{Decoder, Stored, cluster_hash};
-use understudy_store::{BaseBytes, BaseReceiver, BlobReceiver, CycleDisk, CycleHeader, CycleReceiver};
+use understudy_store::{
+    BaseBytes, BaseReceiver, BlobReceiver, BlockClaim, Comparison, CycleDisk, CycleHeader, CycleReceiver,
+};
 use understudy_wire::Message;
 use understudy_wire::bulk::{BaseRecord, Coding};
+use understudy_wire::message::offer::Claim;
 use understudy_wire::message::{
-    self, BaseBegin, BasePositions, BaseSync, Blobs, CycleAcked, CycleBegin, CycleEnd, Position, convert,
+    self, BaseBegin, BasePositions, BaseSync, Blobs, CompareBegin, CycleAcked, CycleBegin, CycleEnd, Offer, OfferParts,
+    Position, Wanted, WantedParts, convert,
 };
 
 use super::connection::refused;
@@ -34,8 +38,14 @@ const IDLE: Duration = Duration::from_secs(5);
 
 /// Something a session brought.
 pub enum Work {
-    /// Begin or go on with an initial replication.
-    BaseBegin(BaseBegin),
+    /// Begin or go on with an initial replication; with it, the other replicas whose blocks a seeded one may borrow.
+    BaseBegin(BaseBegin, Vec<VmId>),
+    /// Begin or go on with a comparison.
+    CompareBegin(CompareBegin),
+    /// Which of these blocks differ?
+    Offer(Offer),
+    /// Which of these parts of blocks differ?
+    OfferParts(OfferParts),
     /// Data of it.
     Base(DiskId, Vec<BaseRecord>),
     /// Make it durable.
@@ -64,8 +74,17 @@ pub struct Intake {
 impl Intake {
     /// For one session.
     pub fn new(place: Arc<Place>, session: SessionNumber, sender: Arc<Sender>) -> Self {
-        let state =
-            State { place, session, sender, base: None, cycle: None, frames: 0, blobs: Vec::new(), gave_up: false };
+        let state = State {
+            place,
+            session,
+            sender,
+            base: None,
+            comparison: None,
+            cycle: None,
+            frames: 0,
+            blobs: Vec::new(),
+            gave_up: false,
+        };
         Self { state: Arc::new(Mutex::new(state)), queue: None, thread: None }
     }
 
@@ -124,7 +143,7 @@ fn run(state: &Mutex<State>, mut works: mpsc::Receiver<Work>, runtime: &Handle) 
 
 fn end(state: &Mutex<State>) {
     let Ok(mut state) = state.lock() else { return };
-    state.cycle = None;
+    (state.comparison, state.cycle) = (None, None);
     if let Some((_, base)) = state.base.take()
         && let Err(err) = base.sync()
     {
@@ -137,6 +156,7 @@ struct State {
     session: SessionNumber,
     sender: Arc<Sender>,
     base: Option<(CutNumber, BaseReceiver)>,
+    comparison: Option<Comparison>,
     cycle: Option<Cycle>,
     /// Bulk frames of the transfer under way.
     frames: u64,
@@ -169,7 +189,7 @@ impl State {
                     relationship = %self.place.id(), session = %self.session, cause = %failure.refusal, "data refused"
                 );
                 self.gave_up = true;
-                (self.base, self.cycle) = (None, None);
+                (self.base, self.comparison, self.cycle) = (None, None, None);
                 refused(&failure)
             }
         };
@@ -179,7 +199,10 @@ impl State {
 
     fn work(&mut self, work: Work, runtime: &Handle) -> Result<Option<Message>, Failure> {
         match work {
-            Work::BaseBegin(begin) => self.begin_base(&begin).map(Some),
+            Work::BaseBegin(begin, lenders) => self.begin_base(&begin, lenders).map(Some),
+            Work::CompareBegin(begin) => self.begin_comparison(&begin).map(Some),
+            Work::Offer(offer) => self.answer_offer(&offer).map(Some),
+            Work::OfferParts(offer) => self.answer_parts(&offer).map(Some),
             Work::Base(disk, records) => self.take_base(disk, &records),
             Work::BaseSync(sync) => self.sync_base(&sync).map(Some),
             Work::CycleBegin(begin) => self.begin_cycle(*begin),
@@ -194,10 +217,15 @@ impl State {
         }
     }
 
-    fn begin_base(&mut self, begin: &BaseBegin) -> Result<Message, Failure> {
+    fn begin_base(&mut self, begin: &BaseBegin, lenders: Vec<VmId>) -> Result<Message, Failure> {
         let attempt = CutNumber(begin.attempt);
         self.base = None;
         let disks = convert::disks(&begin.disks).map_err(|e| failure(ErrorKind::Refused, &e))?;
+        if begin.seeded {
+            let reason = "seeded initial replication is not offered by this version of the replica";
+            return Err(Failure::new(ErrorKind::Refused, ReturnCode::NotSupported, reason));
+        }
+        let _ = lenders;
         let receiver = self.place.begin_base(self.session, attempt, &disks)?;
         let positions = receiver.positions();
         self.base = Some((attempt, receiver));
@@ -230,9 +258,40 @@ impl State {
         Ok(base_positions(*attempt, positions))
     }
 
+    fn begin_comparison(&mut self, begin: &CompareBegin) -> Result<Message, Failure> {
+        self.comparison = None;
+        let against = convert::digest("cut digest", &begin.against).map_err(|e| failure(ErrorKind::Refused, &e))?;
+        self.comparison = Some(self.place.begin_comparison(self.session, against)?);
+        Ok(Message::Done)
+    }
+
+    /// In a copy, what is equal counts as copied from here on; in a comparison nothing is changed.
+    fn answer_offer(&mut self, offer: &Offer) -> Result<Message, Failure> {
+        let claims = offer.claims().map_err(|e| failure(ErrorKind::Refused, &e))?;
+        let claims: Vec<BlockClaim> = claims.into_iter().map(claim).collect();
+        let disk = DiskId(offer.disk);
+        let wanted = match (&self.base, &self.comparison) {
+            (None, Some(comparison)) => {
+                let differing = comparison.differing(disk, offer.offset, &claims);
+                differing.map_err(|e| failure(e.kind(), &e))?
+            }
+            _ => return Err(bug("an offer came without its beginning")),
+        };
+        Ok(Message::Wanted(Wanted::new(&wanted)))
+    }
+
+    fn answer_parts(&mut self, offer: &OfferParts) -> Result<Message, Failure> {
+        let comparison = self.comparison.as_ref().ok_or_else(|| bug("an offer came without its comparison"))?;
+        let blocks = offer.parts().map_err(|e| failure(ErrorKind::Refused, &e))?;
+        let mask = |(offset, parts)| comparison.differing_parts(DiskId(offer.disk), offset, &parts);
+        let masks = blocks.into_iter().map(mask).collect::<Result<_, _>>();
+        Ok(Message::WantedParts(WantedParts { masks: masks.map_err(|e| failure(e.kind(), &e))? }))
+    }
+
     fn begin_cycle(&mut self, begin: CycleBegin) -> Result<Option<Message>, Failure> {
         // The copy's files are published by the cycle: nobody may hold them open for writing then.
         self.base = None;
+        self.comparison = None;
         self.cycle = None;
         let header = self.header(&begin)?;
         let receiver = self.place.begin_cycle(self.session, header)?;
@@ -312,6 +371,13 @@ impl State {
             receiver.finish().map_err(|e| failure(e.kind(), &e))?;
         }
         Ok(None)
+    }
+}
+
+fn claim(claim: Claim) -> BlockClaim {
+    match claim {
+        Claim::Zero => BlockClaim::Zero,
+        Claim::Hash(hash) => BlockClaim::Hash(hash),
     }
 }
 

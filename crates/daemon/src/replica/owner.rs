@@ -218,9 +218,9 @@ impl RelationshipOwner for ReplicaDoor {
     async fn ask(&self, command: Command, ticket: JobTicket) -> Result<Answer, Refusal> {
         let service = &self.0;
         match command {
-            Command::Create | Command::Start | Command::StopInitial => Err(Refusal::new(
+            Command::Create | Command::Start { .. } | Command::Resync { .. } | Command::Stop => Err(Refusal::new(
                 ReturnCode::InvalidState,
-                "initial replication is controlled on the primary, and this is the replica",
+                "this is controlled on the primary, and this is the replica",
             )
             .hint("ask the primary host")),
             Command::Suspend => service.set_state(true).await,
@@ -268,6 +268,7 @@ impl RelationshipOwner for ReplicaDoor {
                 monitor: Some(failover::monitor_of(&service.place, &service.premises).display().to_string()),
             }),
             progress: self.progress(),
+            scheduled_at: None,
             link: LinkReport {
                 is_up: vitals.is_connected,
                 connections: u16::from(vitals.is_connected),

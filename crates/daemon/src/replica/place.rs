@@ -14,7 +14,9 @@ use understudy_model::{
     Cut, CutDigest, CutNumber, CutRef, DiskId, DiskSpec, ErrorKind, Generation, RelationshipId, ReturnCode,
     SessionNumber, Settings, Timestamp,
 };
-use understudy_store::{BaseReceiver, BlobReceiver, CycleHeader, CycleReceiver, Definition, Store, VmStore};
+use understudy_store::{
+    BaseReceiver, BlobReceiver, Comparison, CycleHeader, CycleReceiver, Definition, Store, VmStore,
+};
 use understudy_wire::Message;
 use understudy_wire::message::{self, BasePositions, Notice, Opened, Position};
 
@@ -291,6 +293,12 @@ impl Place {
             return Err(Failure::new(ErrorKind::Refused, ReturnCode::InvalidParameter, reason));
         }
         self.store().begin_base(session, attempt).map_err(|e| failure(e.kind(), &e))
+    }
+
+    /// Begins a comparison with the newest cut.
+    pub(super) fn begin_comparison(&self, number: SessionNumber, cut: CutDigest) -> Result<Comparison, Failure> {
+        self.session(number)?;
+        self.store().comparison(cut).map_err(|e| failure(e.kind(), &e))
     }
 
     /// Begins a cycle, if the record allows it. Called on the intake's thread.

@@ -124,6 +124,7 @@ impl World {
             application_consistent_every: None,
             compression: Some(compression),
             excluded_disks: vec![],
+            auto_resync: None,
         };
         let done =
             self.primary().operations().replication_create(&self.permit::<Operate>(), request).await.expect("accepted");

@@ -121,7 +121,14 @@ impl From<&model::Settings> for types::Settings {
             application_consistent_every_ms: s.application_consistent_every.map(|m| m.0),
             compression: s.compression,
             excluded_disks: s.excluded_disks.iter().map(ToString::to_string).collect(),
+            auto_resync: s.auto_resync.map(|w| types::ResyncWindow { start_ms: w.start.0, end_ms: w.end.0 }),
         }
+    }
+}
+
+impl From<types::ResyncWindow> for model::settings::ResyncWindow {
+    fn from(w: types::ResyncWindow) -> Self {
+        Self { start: Millis(w.start_ms), end: Millis(w.end_ms) }
     }
 }
 
@@ -144,7 +151,7 @@ impl TryFrom<types::SettingsUpdate> for model::Settings {
             application_consistent_every: s.application_consistent_every_ms.map(Millis),
             compression: s.compression,
             excluded_disks: s.excluded_disks.iter().map(disk).collect::<Result<_, _>>()?,
-            auto_resync: None,
+            auto_resync: s.auto_resync.map(Into::into),
         })
     }
 }
@@ -232,6 +239,7 @@ impl From<RelationshipReport> for types::Relationship {
             rpo_actual_ms: r.rpo_actual.map(|m| m.0),
             failure: r.failure,
             failover: r.failover.map(Into::into),
+            scheduled_at: r.scheduled_at.map(label),
             progress_bytes: r.progress.done,
             progress_bytes_total: r.progress.total,
             link: r.link.into(),
@@ -270,6 +278,7 @@ impl From<RelationshipRecord> for types::Relationship {
             rpo_actual_ms: None,
             failure: None,
             failover: None,
+            scheduled_at: None,
             progress_bytes: 0,
             progress_bytes_total: 0,
             link: LinkReport::default().into(),
@@ -328,6 +337,7 @@ impl From<model::job::Job> for types::Job {
             bytes_total: job.bytes_total,
             status: job.status,
             submitted_at: label(job.submitted_at),
+            scheduled_at: job.scheduled_at.map(label),
             started_at: job.started_at.map(label),
             ended_at: job.ended_at.map(label),
             cancellable: job.cancellable,

@@ -47,6 +47,18 @@ pub(super) async fn join(
     Ok(done(code, types::PeerAnswer { return_value: code.value(), peer: joined.value.into() }))
 }
 
+/// Tests the connection to a trusted host (`TestReplicationConnection`).
+#[utoipa::path(post, path = "/api/v1/peers/{peer}/test", tag = "peers", operation_id = "peer_test",
+    params(("peer" = String, Path, description = "name, identity, or the beginning of an identity")),
+    responses((status = 202, body = types::Answer), (status = "default", body = types::Error)))]
+pub(super) async fn test(
+    Allowed(permit): Allowed<Administer>,
+    State(api): State<Api>,
+    Named(peer): Named,
+) -> Result<Response, ApiError> {
+    Ok(api.answer(api.operations.peer_test(&permit, &peer).await?))
+}
+
 /// Withdraws trust from a host, at once. Relationships with it stay and stand still.
 #[utoipa::path(delete, path = "/api/v1/peers/{peer}", tag = "peers", operation_id = "peer_remove",
     params(("peer" = String, Path, description = "name, identity, or the beginning of an identity")),

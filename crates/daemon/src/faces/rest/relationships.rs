@@ -3,11 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
-use understudy_model::{Millis, Refusal, ReturnCode, Timestamp};
+use understudy_model::{Millis, Refusal, ReturnCode};
 
 use super::answers::{ApiError, done};
 use super::convert::point_every;
 use super::extract::{Allowed, Asked, Body, Named};
+use super::time::read_time;
 use super::types::{CycleQuery, Leg};
 use super::{Api, Listed, Shown, types};
 use crate::operations::{
@@ -39,6 +40,7 @@ pub(super) async fn create(
         point_every: body.point_every_ms.map(point_every),
         application_consistent_every: body.application_consistent_every_ms.map(Millis),
         compression: body.compression,
+        auto_resync: body.auto_resync.map(Into::into),
         excluded_disks: body.excluded_disks.iter().map(|d| d.parse().unwrap_or_else(|e| match e {})).collect(),
     };
     let made = api.operations.replication_create(&permit, request).await?;
@@ -104,7 +106,23 @@ pub(super) async fn start(
     Ok(api.answer(api.operations.replication_start(&permit, request).await?))
 }
 
-/// Gives initial replication up; the relationship is ready to be started anew.
+/// Compares both sides and repairs the replica (`Resynchronize`). The job follows it to its end.
+#[utoipa::path(post, path = "/api/v1/relationships/{vm}/resync", tag = "relationships",
+    operation_id = "relationship_resync", request_body = types::RelationshipResync,
+    params(("vm" = String, Path, description = "name or identity"), Leg),
+    responses((status = 202, body = types::Answer), (status = "default", body = types::Error)))]
+pub(super) async fn resync(
+    Allowed(permit): Allowed<Operate>,
+    State(api): State<Api>,
+    Named(vm): Named,
+    Asked(leg): Asked<Leg>,
+    Body(body): Body<types::RelationshipResync>,
+) -> Result<Response, ApiError> {
+    let at = body.start_time.as_deref().map(read_time).transpose()?;
+    Ok(api.answer(api.operations.replication_resync(&permit, &vm, leg.leg, at).await?))
+}
+
+/// Gives up an initial replication or a resynchronisation, under way or to begin later.
 #[utoipa::path(post, path = "/api/v1/relationships/{vm}/stop", tag = "relationships",
     operation_id = "relationship_stop",
     params(("vm" = String, Path, description = "name or identity"), Leg),
@@ -237,7 +255,7 @@ pub(super) async fn failover_commit(
 
 impl Api {
     /// The answer to a call that was carried out.
-    fn answer(&self, answered: Done) -> Response {
+    pub(super) fn answer(&self, answered: Done) -> Response {
         let code = answered.code();
         done(code, types::Answer { return_value: code.value(), job: self.job(answered.job) })
     }
@@ -245,12 +263,4 @@ impl Api {
     fn job(&self, id: Option<understudy_model::JobId>) -> Option<types::Job> {
         self.operations.job_of_answer(id?).map(Into::into)
     }
-}
-
-fn read_time(text: &str) -> Result<Timestamp, Refusal> {
-    let bad =
-        || Refusal::new(ReturnCode::IncorrectDataType, "the start time is not a time such as 2026-01-31T20:00:00Z");
-    let at: jiff::Timestamp = text.parse().map_err(|_| bad())?;
-    // Before 1970 is gone by, like any other time in the past.
-    Ok(Timestamp(u64::try_from(at.as_millisecond()).unwrap_or(0)))
 }

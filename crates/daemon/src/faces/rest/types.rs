@@ -212,6 +212,8 @@ given! {
         compression: bool,
         /// Disks left out.
         excluded_disks: Vec<String>,
+        /// When a resynchronisation that became necessary may start by itself; none is never.
+        auto_resync: Option<ResyncWindow>,
     }
 
     /// A cut, named.
@@ -320,7 +322,9 @@ given! {
         failure: Option<String>,
         /// The failover under way or done.
         failover: Option<FailoverState>,
-        /// Bytes of initial replication dealt with; 0 when none is under way.
+        /// When an initial replication or a resynchronisation is to begin, if that was set.
+        scheduled_at: Option<String>,
+        /// Bytes of initial replication or resynchronisation dealt with; 0 when none is under way.
         progress_bytes: u64,
         /// Bytes of it in all.
         progress_bytes_total: u64,
@@ -417,6 +421,8 @@ given! {
         status: String,
         /// When it was asked for.
         submitted_at: String,
+        /// When it is to begin, if that was set.
+        scheduled_at: Option<String>,
         /// When it began.
         started_at: Option<String>,
         /// When it ended.
@@ -478,6 +484,9 @@ taken! {
         /// Disks left out, by number (`disk-1`) or by the hypervisor's name of the device.
         #[serde(default)]
         excluded_disks: Vec<String>,
+        /// When a resynchronisation that became necessary may start by itself; none is never.
+        #[serde(default)]
+        auto_resync: Option<ResyncWindow>,
     }
 
     /// Settings to put in force, all of them.
@@ -496,6 +505,9 @@ taken! {
         /// Disks left out, by number (`disk-1`).
         #[serde(default)]
         excluded_disks: Vec<String>,
+        /// When a resynchronisation that became necessary may start by itself; none is never.
+        #[serde(default)]
+        auto_resync: Option<ResyncWindow>,
     }
 
     /// An initial replication to start (`StartReplication`).
@@ -506,7 +518,24 @@ taken! {
         /// For an export: the directory.
         #[serde(default)]
         export_location: Option<String>,
-        /// When to start (RFC 3339); none or gone by is at once.
+        /// When to start: RFC 3339, or a datetime of CIM; at most 7 days ahead. None or gone by is at once. Not heeded for an
+        /// export.
+        #[serde(default)]
+        start_time: Option<String>,
+    }
+
+    /// Hours of the day, by the primary's own time. A start later than the end wraps past midnight; a start that is the end
+    /// means the whole day.
+    ResyncWindow {
+        /// Time since midnight: below 86400000.
+        start_ms: u64,
+        /// Time since midnight: below 86400000.
+        end_ms: u64,
+    }
+
+    /// A resynchronisation to start (`Resynchronize`).
+    RelationshipResync {
+        /// When to start: RFC 3339, or a datetime of CIM; at most 7 days ahead. None or gone by is at once.
         #[serde(default)]
         start_time: Option<String>,
     }
