@@ -110,12 +110,11 @@ pub async fn look_after(service: Weak<PrimaryService>) {
         match service.schedule.take_due(wall) {
             Some(Due::Cancelled(job)) => job.end(JobEnd::Terminated).await,
             Some(Due::Begin(job, what)) => begin(&service, job, what).await,
-            None if is_window_open(&service, wall) => {
-                if begin_by_itself(&service).await.is_err() {
+            None => {
+                if is_window_open(&service, wall) && begin_by_itself(&service).await.is_err() {
                     tokio::time::sleep(AFTER_FAILURE).await;
                 }
             }
-            None => {}
         }
     }
 }

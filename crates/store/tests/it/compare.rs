@@ -227,7 +227,7 @@ fn only_the_newest_cut_is_compared_and_only_with_claims_that_make_sense() {
     }
     assert_eq!(ask(0, 0, CLAIMS_MAX).unwrap().len(), CLAIMS_MAX);
     assert!(ask(0, 0, 0).unwrap().is_empty());
-    assert!(comparison.differing_parts(DiskId(0), 100, &[0; BLOCK_PARTS]).is_err());
+    assert!(comparison.differing_parts(DiskId(0), 100, &[[0; 16]; BLOCK_PARTS]).is_err());
 }
 
 #[test]
