@@ -59,13 +59,19 @@ fn look(path: &Path, text: &str, root: &Path, found: &mut Vec<String>) {
         for word in UNFINISHED.iter().map(joined).filter(|word| has_word(line, word)) {
             found.push(format!("{shown}:{number}: {word} stands for work that is not done"));
         }
-        for private in private_paths(root).iter().filter(|private| line.contains(private.as_str())) {
+        let names_a_place = |private: &&String| line.contains(private.as_str()) && !is_cim_namespace(path, private);
+        for private in private_paths(root).iter().filter(names_a_place) {
             found.push(format!("{shown}:{number}: {private} exists on one machine only"));
         }
     }
     if path.extension().is_some_and(|end| end == "rs") {
         look_at_source(path, text, found);
     }
+}
+
+/// In CIM `root` is the first part of every namespace, and object paths may write it like a file's.
+fn is_cim_namespace(path: &Path, private: &str) -> bool {
+    private == joined(&("/ro", "ot/")) && ["crates/cim", "schema"].iter().any(|place| path.starts_with(place))
 }
 
 fn look_at_source(path: &Path, text: &str, found: &mut Vec<String>) {
