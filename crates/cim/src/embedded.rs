@@ -87,7 +87,7 @@ fn unwrapped<'a, 'input>(root: Node<'a, 'input>) -> Node<'a, 'input> {
 
 /// As CIM-XML.
 pub fn to_cim_xml(instance: &Instance) -> String {
-    write::instance_text(instance)
+    write::instance_text(&instance.plain())
 }
 
 /// As WMI writes its CIM-XML: with the system's properties in front.

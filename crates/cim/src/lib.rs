@@ -14,6 +14,7 @@
 //! | [`query`] | WQL and its relatives |
 //! | [`xml`], [`cimxml`], [`embedded`] | the door for XML, and instances, classes and paths as XML |
 //! | [`provider`], [`broker`] | what a service writes, and what the kit does for it |
+//! | [`http`], [`cimxml::CimXml`] | requests as headers and bytes, and the server that answers them |
 //!
 //! Invariants: every reader bounds size, depth and count before it takes memory. Text from outside is never taken for a name or a type
 //! before it was checked. The kit has no clock: whoever calls hands in the time.
@@ -22,6 +23,7 @@ pub mod broker;
 pub mod cimxml;
 pub mod datetime;
 pub mod embedded;
+pub mod http;
 pub mod mof;
 pub mod name;
 pub mod path;

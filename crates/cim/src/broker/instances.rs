@@ -207,12 +207,7 @@ impl<C: Caller> Broker<C> {
         }
         let mut instance = space.repository.conform(given, Unknown::Refuse).map_err(refused)?;
         instance.properties.iter_mut().for_each(|property| self.locate(&mut property.value, request));
-        let defaults = class.properties.iter().filter(|declared| !declared.value.is_null());
-        for declared in defaults {
-            if instance.property(declared.name.as_str()).is_none() {
-                instance.set(declared.name.clone(), declared.value.clone());
-            }
-        }
+        let instance = space.repository.with_defaults(instance);
         let path = space.provider.create(&request.context(), instance).await?;
         let path = space.repository.complete_path(&path).map_err(|err| failed("path", &err))?;
         Ok(self.located(&path, request))

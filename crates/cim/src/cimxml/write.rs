@@ -169,7 +169,7 @@ pub fn value(xml: &mut XmlWriter, value: &Value) {
 fn scalar(xml: &mut XmlWriter, scalar: &Scalar) {
     match scalar {
         Scalar::Reference(path) => value_reference(xml, path),
-        Scalar::Instance(instance) => xml.text_element("VALUE", &[], &instance_text(instance)),
+        Scalar::Instance(instance) => xml.text_element("VALUE", &[], &instance_text(&instance.plain())),
         Scalar::Class(class) => xml.text_element("VALUE", &[], &class_text(class)),
         Scalar::Boolean(value) => xml.text_element("VALUE", &[], if *value { "TRUE" } else { "FALSE" }),
         other => xml.text_element("VALUE", &[], &other.text().unwrap_or_default()),

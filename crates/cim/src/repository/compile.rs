@@ -254,6 +254,7 @@ impl Instances {
         }
         let bad = |problem| SchemaError { place: place.clone(), problem: SchemaProblem::Instance(problem) };
         let instance = repository.conform(instance, Unknown::Refuse).map_err(bad)?;
+        let instance = repository.with_defaults(instance);
         let path = repository.path_of(&instance).map_err(bad)?;
         if let Some(alias) = alias
             && self.aliases.insert(alias.clone(), path.clone()).is_some()

@@ -96,8 +96,11 @@ impl Repository {
 
     fn conform_value(&self, declared: &Property, value: Value, unknown: Unknown, depth: usize) -> Checked<Value> {
         let failed = |err| InstanceProblem::Value { property: declared.name.clone(), err };
-        let value =
-            if declared.kind.embedded.is_some() { self.embedded(declared, value, unknown, depth)? } else { value };
+        let value = match declared.kind.base {
+            _ if declared.kind.embedded.is_some() => self.embedded(declared, value, unknown, depth)?,
+            CimType::Reference => self.references(declared, value)?,
+            _ => value,
+        };
         value.conform(&declared.kind).map_err(failed)
     }
 
@@ -115,13 +118,39 @@ impl Repository {
                 None => Ok(Scalar::from(instance)),
             }
         };
-        Ok(match value {
-            Value::Null => Value::Null,
-            Value::Scalar(scalar) => Value::Scalar(one(scalar)?),
-            Value::Array(elements) => {
-                Value::Array(elements.into_iter().map(|element| element.map(one).transpose()).collect::<Checked<_>>()?)
+        each(value, one)
+    }
+
+    /// Some clients send an instance, or the text of one, where they should refer to it; its keys say which is meant.
+    fn references(&self, declared: &Property, value: Value) -> Checked<Value> {
+        let one = |scalar: Scalar| {
+            let instance = match scalar {
+                Scalar::Instance(instance) => *instance,
+                Scalar::String(text) if ObjectPath::parse(&text).is_err() => match embedded::read(&text) {
+                    Ok(instance) => instance,
+                    Err(_) => return Ok(Scalar::String(text)),
+                },
+                other => return Ok(other),
+            };
+            if self.class(&instance.class).is_none() {
+                let err = ConvertError::Type { from: CimType::String, to: CimType::Reference };
+                return Err(InstanceProblem::Value { property: declared.name.clone(), err });
             }
-        })
+            let instance = self.conform_at(instance, Unknown::Ignore, 1)?;
+            self.path_of(&instance).map(Scalar::from)
+        };
+        each(value, one)
+    }
+
+    /// The instance with its class's defaults for what it lacks.
+    pub fn with_defaults(&self, mut instance: Instance) -> Instance {
+        let Some(class) = self.class(&instance.class) else { return instance };
+        for declared in class.properties.iter().filter(|declared| !declared.value.is_null()) {
+            if instance.property(declared.name.as_str()).is_none() {
+                instance.properties.push(of_instance(declared, declared.value.clone()));
+            }
+        }
+        instance
     }
 
     /// The instance with properties it lacks added as NULL, in the order of the class. What was not checked before is left as it is.
@@ -213,6 +242,16 @@ impl Repository {
     pub fn declared<'a>(&'a self, instance: &Instance, property: &str) -> Option<&'a Property> {
         find(&self.class(&instance.class)?.properties, property)
     }
+}
+
+fn each(value: Value, one: impl Fn(Scalar) -> Checked<Scalar>) -> Checked<Value> {
+    Ok(match value {
+        Value::Null => Value::Null,
+        Value::Scalar(scalar) => Value::Scalar(one(scalar)?),
+        Value::Array(elements) => {
+            Value::Array(elements.into_iter().map(|element| element.map(&one).transpose()).collect::<Checked<_>>()?)
+        }
+    })
 }
 
 fn of_instance(declared: &Property, value: Value) -> Property {

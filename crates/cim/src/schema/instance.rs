@@ -51,6 +51,12 @@ impl Instance {
         self.get(name).as_str()
     }
 
+    /// The instance by itself, without a word on where its properties come from.
+    pub fn plain(&self) -> Instance {
+        let plain = |property: &Property| Property { class_origin: None, is_propagated: false, ..property.clone() };
+        Instance { class: self.class.clone(), properties: self.properties.iter().map(plain).collect() }
+    }
+
     /// Keeps the properties of these names.
     pub fn keep(&mut self, names: &[Name]) {
         self.properties.retain(|property| names.contains(property.name()));
