@@ -24,6 +24,7 @@ pub mod cimxml;
 pub mod datetime;
 pub mod embedded;
 pub mod http;
+pub mod interop;
 pub mod mof;
 pub mod name;
 pub mod path;

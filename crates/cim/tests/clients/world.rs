@@ -1,0 +1,70 @@
+//! The toy world, the Interop namespace and both protocols behind one loopback server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use understudy_cim::Status;
+use understudy_cim::broker::Broker;
+use understudy_cim::cimxml::CimXml;
+use understudy_cim::http::{HttpRequest, HttpResponse};
+use understudy_cim::interop::{
+    Change, INDICATION_CLASSES, Interop, RegisteredProfile, ServerDescription, SubscriptionPolicy,
+};
+
+use crate::server::{Site, run, serve};
+use crate::toy::{NAMESPACE, Toys};
+
+struct World {
+    cimxml: CimXml<String>,
+}
+
+impl Site for World {
+    fn answer(&self, path: &str, request: HttpRequest<'_>, caller: &String, now: Duration) -> HttpResponse {
+        match path {
+            "/cimom" => run(self.cimxml.handle(request, caller, now)),
+            _ => HttpResponse::empty(404),
+        }
+    }
+}
+
+struct Everything;
+
+impl SubscriptionPolicy<String> for Everything {
+    fn admit(&self, _: &String, _: Change<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+/// A running server with a fresh toy world.
+pub struct Running {
+    /// Its port on loopback.
+    pub port: u16,
+}
+
+impl Running {
+    /// Starts one.
+    pub fn start() -> Self {
+        let toys = Arc::new(Toys::new());
+        let mut repository = (*toys.repository()).clone();
+        repository.add_text(INDICATION_CLASSES).unwrap();
+        let mut broker = Broker::new("toyhost");
+        broker.serve(NAMESPACE.into(), Arc::new(repository), toys);
+        let profile = RegisteredProfile { organization: "SNIA".into(), name: "Toys".into(), version: "1.0".into() };
+        let description = ServerDescription {
+            system_name: "toyhost".into(),
+            name: "toys".into(),
+            element_name: "Toys".into(),
+            description: "Toys version 1.2".into(),
+            version: "1.2".into(),
+            profiles: vec![profile],
+        };
+        Interop::serve(&mut broker, description, Box::new(Everything));
+        let world = World { cimxml: CimXml::new(Arc::new(broker)) };
+        Running { port: serve(Arc::new(world)) }
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
