@@ -99,7 +99,9 @@ fn property(xml: &mut XmlWriter, property: &Property, is_declaration: bool) {
     attributes.extend(size.as_deref().map(|size| ("ARRAYSIZE", size)));
     attributes.extend(property.class_origin.as_ref().map(|class| ("CLASSORIGIN", class.as_str())));
     attributes.extend((is_declaration && property.is_propagated).then_some(("PROPAGATED", "true")));
-    attributes.extend(embedded_attribute(kind));
+    // In a class the qualifiers say it, for NULL it says nothing, and one client knows the attribute on some elements only.
+    let is_embedded = !is_declaration && !property.value.is_null();
+    attributes.extend(embedded_attribute(kind).filter(|_| is_embedded));
     xml.element(element, &attributes, |xml| {
         qualifiers(xml, &property.qualifiers);
         value(xml, &property.value);

@@ -53,7 +53,8 @@ impl<C: Caller> Interop<C> {
         let id = self.next_message.fetch_add(1, Ordering::Relaxed).to_string();
         let headers = vec![
             ("Content-Type", "application/xml; charset=\"utf-8\"".to_string()),
-            ("Accept", "text/xml, application/xml".to_string()),
+            // A list of types is more than one known listener understands.
+            ("Accept", "*/*".to_string()),
             ("CIMExport", "MethodRequest".to_string()),
             ("CIMExportMethod", "ExportIndication".to_string()),
             ("CIMProtocolVersion", "1.0".to_string()),

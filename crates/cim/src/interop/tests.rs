@@ -43,7 +43,11 @@ fn world() -> World {
         element_name: "Toys".into(),
         description: "Toys version 1.2".into(),
         version: "1.2".into(),
-        profiles: vec![RegisteredProfile { organization: "Toymakers".into(), name: "Toys".into(), version: "1.0".into() }],
+        profiles: vec![RegisteredProfile {
+            organization: "Toymakers".into(),
+            name: "Toys".into(),
+            version: "1.0".into(),
+        }],
     };
     let interop = Interop::serve(&mut broker, description, Box::new(Friends));
     World { broker, interop, repository }
@@ -103,7 +107,10 @@ fn the_server_describes_itself_under_both_names() {
         let namespaces: Vec<_> =
             enumerate("CIM_Namespace").iter().map(|n| n.instance.get_str("Name").unwrap().to_string()).collect();
         assert_eq!(namespaces, [NAMESPACE, "interop", "root/interop"]);
-        assert_eq!(enumerate("CIM_RegisteredProfile")[0].instance.get_str("OtherRegisteredOrganization"), Some("Toymakers"));
+        assert_eq!(
+            enumerate("CIM_RegisteredProfile")[0].instance.get_str("OtherRegisteredOrganization"),
+            Some("Toymakers")
+        );
     }
     let namespace = Instance::new("CIM_Namespace").with("Name", "root/x").with("SystemName", "x");
     assert_eq!(code(world.create(namespace)), StatusCode::NotSupported);

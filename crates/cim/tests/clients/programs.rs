@@ -48,6 +48,12 @@ pub fn output(command: &mut Command) -> String {
     text(&output.stdout) + &text(&output.stderr)
 }
 
+/// Runs a program that reports a failure, in its status or only in words, and gives the words.
+pub fn failure(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
 /// Runs one of the scripts beside this file against a server.
 pub fn script(name: &str, url: &str) -> String {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");

@@ -65,7 +65,7 @@ def qualifiers(it):
 def member(it):
     what = [it.name, qualifiers(it), str(it.class_origin), bool(it.propagated)]
     if isinstance(it, pywbem.CIMProperty):
-        return str(what + [it.type, it.is_array, it.array_size, it.reference_class, str(it.value)])
+        return str(what + [it.type, it.is_array, it.array_size, it.reference_class, str(it.value), it.embedded_object])
     parameters = [
         (p.name, p.type, p.is_array, p.reference_class, qualifiers(p)) for p in it.parameters.values()
     ]

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::executor::block_on;
 use understudy_cim::http::{HttpRequest, HttpResponse};
+use understudy_cim::interop::Delivery;
 
 /// The only user, and the password.
 pub const USER: (&str, &str) = ("ann", "toys");
@@ -136,6 +137,20 @@ fn write_response(writer: &mut impl Write, response: &HttpResponse) -> io::Resul
     writer.write_all(text.as_bytes())?;
     writer.write_all(&response.body)?;
     writer.flush()
+}
+
+/// Sends what the kit says should be sent, and gives the status of the answer.
+pub fn deliver(delivery: &Delivery) -> io::Result<u16> {
+    let address = delivery.url.trim_start_matches("http://").trim_end_matches('/');
+    let mut stream = TcpStream::connect(address)?;
+    let mut head = format!("POST / HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n", delivery.body.len());
+    for (name, value) in &delivery.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    stream.write_all((head + "\r\n").as_bytes())?;
+    stream.write_all(&delivery.body)?;
+    let first = line(&mut BufReader::new(stream))?;
+    first.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData.into())
 }
 
 /// Runs a future of the kit to its end.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_cim::Status;
 use understudy_cim::broker::Broker;
 use understudy_cim::cimxml::CimXml;
 use understudy_cim::http::{HttpRequest, HttpResponse};
@@ -11,17 +10,40 @@ use understudy_cim::interop::{
     Change, INDICATION_CLASSES, Interop, RegisteredProfile, ServerDescription, SubscriptionPolicy,
 };
 
-use crate::server::{Site, run, serve};
+use understudy_cim::repository::Repository;
+use understudy_cim::{Instance, Status};
+
+use crate::server::{Site, deliver, run, serve};
 use crate::toy::{NAMESPACE, Toys};
 
 struct World {
     cimxml: CimXml<String>,
+    interop: Arc<Interop<String>>,
+    repository: Arc<Repository>,
+}
+
+impl World {
+    /// Tells everybody who wants to know that the lamp was changed.
+    fn tell(&self) {
+        let lamp =
+            Instance::new("Toy_Device").with("BoxName", "red").with("Slot", 1).with("State", 2).with("Notes", "<&>");
+        let event = Instance::new("CIM_InstModification").with("SourceInstance", lamp);
+        for delivery in self.interop.deliveries(&NAMESPACE.into(), &self.repository, event).unwrap() {
+            assert_eq!(deliver(&delivery).unwrap(), 200);
+        }
+    }
 }
 
 impl Site for World {
     fn answer(&self, path: &str, request: HttpRequest<'_>, caller: &String, now: Duration) -> HttpResponse {
         match path {
-            "/cimom" => run(self.cimxml.handle(request, caller, now)),
+            "/cimom" => {
+                let response = run(self.cimxml.handle(request, caller, now));
+                if request.header("CIMMethod") == Some("ModifyInstance") {
+                    self.tell();
+                }
+                response
+            }
             _ => HttpResponse::empty(404),
         }
     }
@@ -48,7 +70,8 @@ impl Running {
         let mut repository = (*toys.repository()).clone();
         repository.add_text(INDICATION_CLASSES).unwrap();
         let mut broker = Broker::new("toyhost");
-        broker.serve(NAMESPACE.into(), Arc::new(repository), toys);
+        let repository = Arc::new(repository);
+        broker.serve(NAMESPACE.into(), repository.clone(), toys);
         let profile = RegisteredProfile { organization: "SNIA".into(), name: "Toys".into(), version: "1.0".into() };
         let description = ServerDescription {
             system_name: "toyhost".into(),
@@ -58,8 +81,8 @@ impl Running {
             version: "1.2".into(),
             profiles: vec![profile],
         };
-        Interop::serve(&mut broker, description, Box::new(Everything));
-        let world = World { cimxml: CimXml::new(Arc::new(broker)) };
+        let interop = Interop::serve(&mut broker, description, Box::new(Everything));
+        let world = World { cimxml: CimXml::new(Arc::new(broker)), interop, repository };
         Running { port: serve(Arc::new(world)) }
     }
 
