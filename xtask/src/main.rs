@@ -5,6 +5,7 @@
 
 mod cargo;
 mod check;
+mod clients;
 mod dependencies;
 mod fuzz;
 mod licence;
@@ -105,6 +106,7 @@ fn run(command: Command, steps: &mut Steps) -> Result<()> {
         Command::Fuzz(fuzz) => steps.run("fuzz", |_| fuzz.run()),
         Command::Setup { bench } => {
             setup(steps);
+            steps.run("clients", |_| clients::install());
             if bench {
                 steps.run("bench setup", |_| setup::install_for_bench());
             }
@@ -120,6 +122,7 @@ fn setup(steps: &mut Steps) {
 
 fn test(steps: &mut Steps) {
     setup(steps);
+    steps.run("clients", |_| clients::install());
     steps.run("build", |_| cargo::build());
     steps.run("test", cargo::workspace);
     steps.run("sim", |counts| programs::sim(&programs::Sim::for_ci(), counts));

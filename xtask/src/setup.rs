@@ -13,7 +13,7 @@ use understudy_testkit::image::Image;
 use understudy_testkit::{packages, process};
 
 /// A program and the package that brings it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("git", "git"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
@@ -22,6 +22,11 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("nbdinfo", "libnbd-bin"),
     ("busybox", "busybox-static"),
     ("zstd", "zstd"),
+    // Clients of CIM services; more of them come as Python packages.
+    ("wbemcli", "sblim-wbemcli"),
+    ("wslid", "wsl"),
+    ("uuidgen", "uuid-runtime"),
+    ("python3", "python3"),
 ];
 const EMULATOR: &str = "qemu-system-x86_64";
 const EMULATOR_PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
