@@ -18,7 +18,7 @@ pub const USER: (&str, &str) = ("ann", "toys");
 /// Answers requests of authenticated callers, by path.
 pub trait Site: Send + Sync + 'static {
     /// The answer to a request at a path. `now` counts from the server's start.
-    fn answer(&self, path: &str, request: HttpRequest<'_>, caller: &String, now: std::time::Duration) -> HttpResponse;
+    fn answer(&self, path: &str, request: HttpRequest<'_>, caller: &str, now: std::time::Duration) -> HttpResponse;
 }
 
 /// Serves a site on a port of its own until the process ends, and says which.

@@ -35,7 +35,8 @@ impl World {
 }
 
 impl Site for World {
-    fn answer(&self, path: &str, request: HttpRequest<'_>, caller: &String, now: Duration) -> HttpResponse {
+    fn answer(&self, path: &str, request: HttpRequest<'_>, caller: &str, now: Duration) -> HttpResponse {
+        let caller = &caller.to_string();
         match path {
             "/cimom" => {
                 let response = run(self.cimxml.handle(request, caller, now));
@@ -87,6 +88,7 @@ impl Running {
     }
 
     /// Its address.
+    #[allow(dead_code)] // The example prints it in another form.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

@@ -38,7 +38,10 @@ fn operation_at(server: &CimXml<String>, caller: &str, now: Duration, name: &str
     let headers = [("CIMOperation", "MethodCall"), ("CIMMethod", name), ("CIMObject", "root/toy")];
     let response = send(server, caller, &headers, &message(&call), now);
     assert_eq!(response.status, 200, "{}", body(&response));
-    let inner = body(&response).split_once(&format!(r#"<IMETHODRESPONSE NAME="{name}">"#)).expect(body(&response)).1;
+    let inner = body(&response)
+        .split_once(&format!(r#"<IMETHODRESPONSE NAME="{name}">"#))
+        .unwrap_or_else(|| panic!("{}", body(&response)))
+        .1;
     inner.split_once("</IMETHODRESPONSE>").unwrap().0.to_string()
 }
 
@@ -46,7 +49,10 @@ fn method(server: &CimXml<String>, target: &str, name: &str, parameters: &str) -
     let kind = if target.starts_with("<CLASSNAME") { "LOCALCLASSPATH" } else { "LOCALINSTANCEPATH" };
     let call = format!(r#"<METHODCALL NAME="{name}"><{kind}>{SPACE}{target}</{kind}>{parameters}</METHODCALL>"#);
     let response = send(server, "ann", &[("CIMOperation", "MethodCall")], &message(&call), NOW);
-    let inner = body(&response).split_once(&format!(r#"<METHODRESPONSE NAME="{name}">"#)).expect(body(&response)).1;
+    let inner = body(&response)
+        .split_once(&format!(r#"<METHODRESPONSE NAME="{name}">"#))
+        .unwrap_or_else(|| panic!("{}", body(&response)))
+        .1;
     inner.split_once("</METHODRESPONSE>").unwrap().0.to_string()
 }
 
