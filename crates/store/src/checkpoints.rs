@@ -133,6 +133,18 @@ points! {
     SeedMidCopy = "seed/mid_copy",
     /// Blocks are offered to an initial copy.
     SeedMidCompare = "seed/mid_compare",
+    /// Within a file of an export. Visited by whoever writes it.
+    ExportMidFile = "export/mid_file",
+    /// An export lacks nothing but its manifest. Visited by whoever writes it.
+    ExportBeforeManifest = "export/before_manifest",
+    /// An export is whole. Visited by whoever writes it.
+    ExportManifestSynced = "export/manifest_synced",
+    /// An import was verified; nothing is written yet.
+    ImportVerified = "import/verified",
+    /// Within the base that an import becomes.
+    ImportMidCopy = "import/mid_copy",
+    /// The import is whole in staging; the manifest does not know it.
+    ImportCommit = "import/import_commit",
     }
 }
 

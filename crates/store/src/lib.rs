@@ -29,6 +29,8 @@ pub use paths::FileNumber;
 pub use store::aside::SetAside;
 pub use store::{CreateError, Removal, RemoveError, Store, StoreError, StoreOptions};
 pub use vm::VmStore;
+pub use vm::adopt::{AdoptError, Import, ImportRun};
+pub use vm::awaiting::AwaitError;
 pub use vm::base::seed::{Planting, SeedError, SeedFile};
 pub use vm::base::{BaseBytes, BaseError, BaseMode, BaseReceiver};
 pub use vm::check::{CheckError, CheckReport, Damage};

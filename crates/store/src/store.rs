@@ -118,7 +118,7 @@ pub enum CreateError {
         /// The VM.
         vm: VmId,
     },
-    /// The one that would have to make room is in use: by a failover, a test, or somebody who reads it.
+    /// The one that would have to make room is in use: by a failover, a test, or somebody who reads it or still sends.
     #[error("the points that were kept of {vm} are in use")]
     InUse {
         /// The VM.
@@ -426,6 +426,7 @@ impl VmStore {
             m.detached = true;
             m.initial = None;
             m.seeds.clear();
+            m.drop_waiting();
             Ok(())
         })
     }

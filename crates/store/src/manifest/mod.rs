@@ -301,6 +301,18 @@ impl Link {
     }
 }
 
+impl Waiting {
+    /// The newest cut on top of what is awaited, or that itself.
+    pub(crate) fn newest(&self) -> &CutRecord {
+        self.links.last().map_or(&self.record, |l| &l.record)
+    }
+}
+
+/// The uppermost run of a disk among links.
+fn top_of(links: &[Link], disk: DiskId) -> Option<FileNumber> {
+    links.iter().rev().filter_map(|l| l.run(disk)?.file).map(|f| f.number).next()
+}
+
 impl Base {
     pub(crate) fn file(&self, disk: DiskId) -> Option<&BaseFile> {
         self.files.iter().find(|f| f.disk == disk)
@@ -364,6 +376,24 @@ impl Manifest {
         self.record(self.top()?)
     }
 
+    /// The newest cut received, whether or not it can be seen.
+    pub(crate) fn tip(&self) -> Option<&CutRecord> {
+        self.newest().or(self.waiting.as_ref().map(Waiting::newest))
+    }
+
+    /// What the next cycle's run of a disk lies on.
+    pub(crate) fn below_next(&self, disk: DiskId) -> Below {
+        match &self.waiting {
+            Some(waiting) => top_of(&waiting.links, disk).map_or(Below::Base, Below::Run),
+            None => self.top_file(disk, self.links.len()),
+        }
+    }
+
+    /// Every link, of the chain and of what waits for its bottom.
+    pub(crate) fn all_links(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().chain(self.waiting.iter().flat_map(|w| &w.links))
+    }
+
     /// Every height at which the chain is a cut, oldest first.
     pub(crate) fn heights(&self) -> impl Iterator<Item = Height> + '_ {
         (0..=self.links.len()).filter(|h| self.record(*h).is_some())
@@ -396,14 +426,13 @@ impl Manifest {
 
     /// The uppermost file of a disk at a height.
     pub(crate) fn top_file(&self, disk: DiskId, height: Height) -> Below {
-        let runs = self.links[..height].iter().rev().filter_map(|l| l.run(disk)?.file);
         let stub = || self.base.as_ref()?.file(disk)?.stub.map(|s| s.number);
-        runs.map(|f| f.number).next().or_else(stub).map_or(Below::Base, Below::Run)
+        top_of(&self.links[..height], disk).or_else(stub).map_or(Below::Base, Below::Run)
     }
 
     /// Every run and stub that the manifest names.
     pub(crate) fn run_files(&self) -> BTreeSet<(DiskId, FileNumber)> {
-        let runs = self.links.iter().flat_map(Link::files).map(|(disk, file)| (disk, file.number));
+        let runs = self.all_links().flat_map(Link::files).map(|(disk, file)| (disk, file.number));
         runs.chain(self.stubs()).collect()
     }
 
@@ -429,9 +458,16 @@ impl Manifest {
 
     /// Forgets definitions that no cut refers to any more. Their files are unlinked by whoever recorded the change.
     pub(crate) fn drop_unused_definitions(&mut self) {
-        let used: BTreeSet<FileNumber> =
-            self.heights().filter_map(|h| self.record(h)).filter_map(|r| r.definition).collect();
+        let waiting = self.waiting.iter().flat_map(|w| &w.links).map(|l| &l.record);
+        let records = self.heights().filter_map(|h| self.record(h)).chain(waiting);
+        let used: BTreeSet<FileNumber> = records.filter_map(|r| r.definition).collect();
         self.definitions.retain(|d| used.contains(&d.number));
+    }
+
+    /// No import is awaited any more, and what was received on top of it is of no use.
+    pub(crate) fn drop_waiting(&mut self) {
+        self.waiting = None;
+        self.drop_unused_definitions();
     }
 
     /// Forgets damage of what is no longer there.
@@ -457,9 +493,14 @@ impl Manifest {
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         let ordered = |ids: Vec<DiskId>| ids.windows(2).all(|w| w[0] < w[1]);
         let known = |disk: DiskId| self.disks.iter().any(|d| d.spec.id == disk);
-        let records: Vec<&CutRecord> = self.heights().filter_map(|h| self.record(h)).collect();
+        let awaited = self.waiting.iter().flat_map(|w| w.links.iter().map(|l| &l.record).chain([&w.record]));
+        let records: Vec<&CutRecord> = self.heights().filter_map(|h| self.record(h)).chain(awaited).collect();
         if self.base.is_none() && !self.links.is_empty() {
             return Some("links without a base");
+        }
+        let beside = self.base.is_some() || self.initial.is_some() || !self.seeds.is_empty();
+        if self.waiting.is_some() && beside {
+            return Some("an import awaited beside a base or a copy");
         }
         if self.base.is_some() && self.initial.is_some() {
             return Some("an initial copy beside a base");
@@ -479,7 +520,7 @@ impl Manifest {
         if !records.iter().all(|r| ordered(r.sizes.iter().map(|(d, _)| *d).collect())) {
             return Some("a cut with disks out of order");
         }
-        if !self.links.iter().all(|l| {
+        if !self.all_links().all(|l| {
             l.runs.len() == l.record.sizes.len() && l.runs.iter().zip(&l.record.sizes).all(|(r, (d, _))| r.disk == *d)
         }) {
             return Some("a link whose runs are not those of its disks");
@@ -497,9 +538,9 @@ impl Manifest {
 
     /// The first cut that does not follow the one below it.
     pub(crate) fn unlinked(&self) -> Option<CutDigest> {
-        let bottom = self.base.as_ref().and_then(|b| b.record.as_ref()).map_or(CutDigest::ZERO, CutRecord::digest);
-        self.links
-            .iter()
+        let bottom = self.base.as_ref().and_then(|b| b.record.as_ref());
+        let bottom = bottom.or(self.waiting.as_ref().map(|w| &w.record)).map_or(CutDigest::ZERO, CutRecord::digest);
+        self.all_links()
             .scan(bottom, |below, link| {
                 let expected = std::mem::replace(below, link.record.digest());
                 Some((expected == link.record.follows, link.record.digest()))
@@ -514,14 +555,20 @@ impl Manifest {
         if !self.links.iter().enumerate().all(|(i, link)| link.files().all(|(disk, file)| on_top(i, disk, file))) {
             return Some("a run over something else than what lies below it");
         }
-        if self.run_files().len() != self.links.iter().flat_map(Link::files).count() + self.stubs().count() {
+        let waiting = self.waiting.as_ref().map_or(&[][..], |w| &w.links);
+        let awaits = |i: usize, disk| top_of(&waiting[..i], disk).map_or(Below::Base, Below::Run);
+        if !waiting.iter().enumerate().all(|(i, link)| link.files().all(|(disk, f)| f.below == awaits(i, disk))) {
+            return Some("a run over something else than what it was received on");
+        }
+        if self.run_files().len() != self.all_links().flat_map(Link::files).count() + self.stubs().count() {
             return Some("two runs of one name");
         }
         if !self.failovers.iter().all(|f| self.height_of(f.cut).is_some()) {
             return Some("a failover on a cut that is not there");
         }
         let defined = |number: FileNumber| self.definitions.iter().any(|d| d.number == number);
-        if !self.heights().filter_map(|h| self.record(h)?.definition).all(defined) {
+        let awaited = waiting.iter().filter_map(|l| l.record.definition);
+        if !self.heights().filter_map(|h| self.record(h)?.definition).chain(awaited).all(defined) {
             return Some("a definition that is not there");
         }
         None

@@ -123,7 +123,7 @@ fn check_replaced(old: &VmStore, writer: &crate::vm::Writer) -> Result<(), Creat
     if !manifest.detached {
         return Err(CreateError::Exists { vm });
     }
-    if !manifest.failovers.is_empty() || writer.has_pins() {
+    if !manifest.failovers.is_empty() || writer.has_pins() || !old.is_idle() {
         return Err(CreateError::InUse { vm });
     }
     Ok(())

@@ -340,7 +340,7 @@ struct Expected {
 }
 
 fn find_run(manifest: &Manifest, disk: DiskId, number: FileNumber) -> Option<Expected> {
-    let mut runs = manifest.links.iter().filter_map(|l| l.run(disk));
+    let mut runs = manifest.all_links().filter_map(|l| l.run(disk));
     if let Some(record) = runs.find(|r| r.file.is_some_and(|f| f.number == number)) {
         let file = record.file?;
         return Some(Expected { record: record.clone(), len: file.len, below: file.below });

@@ -65,6 +65,9 @@ pub enum ComparisonError {
         /// What was asked for.
         cut: CutDigest,
     },
+    /// Nothing can be compared before the base was imported.
+    #[error("the replica awaits the import of its initial replication")]
+    AwaitsImport,
     /// The newest state has no such disk.
     #[error("{disk} is none of the newest state's disks")]
     UnknownDisk {
@@ -140,6 +143,9 @@ struct Compared {
 impl VmStore {
     /// Begins a comparison with a cut, which must be the newest. It need not be a recovery point.
     pub fn comparison(self: &Arc<Self>, cut: CutDigest) -> Result<Comparison, ComparisonError> {
+        if self.manifest().waiting.is_some() {
+            return Err(ComparisonError::AwaitsImport);
+        }
         let pin = Pin::newest(self, cut)?.ok_or(ComparisonError::NotNewest { cut })?;
         Ok(Comparison { pin, disks: Mutex::default() })
     }

@@ -16,6 +16,8 @@
 //! | failover, receive | a failover raises the generation, so the receiver's session is no longer the current one |
 //! | upkeep, upkeep | one at a time |
 
+pub(crate) mod adopt;
+pub(crate) mod awaiting;
 pub(crate) mod base;
 pub(crate) mod check;
 pub(crate) mod compare;
@@ -69,10 +71,31 @@ pub struct VmStore {
 /// Who fills staging: a receiver, or operators who plant seeds.
 #[derive(Default)]
 struct Receiving {
-    /// The receiver at work: its claim, and the session it came in.
-    receiver: Option<(u64, Session)>,
-    /// Seeds being planted.
+    /// The receiver at work: its claim, the session it came in, and what it brings.
+    receiver: Option<(u64, Session, Transfer)>,
+    /// Seeds being planted, and an import being adopted: nobody else may begin with a base meanwhile.
     planting: usize,
+    importing: bool,
+}
+
+/// What a receiver brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transfer {
+    /// A base, or the word that one will be imported.
+    Base,
+    /// A cycle.
+    Cycle,
+}
+
+/// Keeps receivers of bases away while it lives.
+pub(crate) struct Importing {
+    vm: Arc<VmStore>,
+}
+
+impl Drop for Importing {
+    fn drop(&mut self) {
+        self.vm.receiving().importing = false;
+    }
 }
 
 /// Keeps receivers away while it lives.
@@ -294,13 +317,14 @@ impl VmStore {
     }
 
     /// Becomes the one receiver and answers its claim; a receiver of an older session is superseded.
-    pub(crate) fn claim_receiving(&self, session: Session) -> Option<u64> {
+    pub(crate) fn claim_receiving(&self, session: Session, transfer: Transfer) -> Option<u64> {
         let mut receiving = self.receiving();
-        if receiving.planting > 0 || receiving.receiver.is_some_and(|(_, other)| other == session) {
+        let taken = receiving.planting > 0 || (receiving.importing && transfer == Transfer::Base);
+        if taken || receiving.receiver.is_some_and(|(_, other, _)| other == session) {
             return None;
         }
         let claim = self.next_number().0;
-        receiving.receiver = Some((claim, session));
+        receiving.receiver = Some((claim, session, transfer));
         Some(claim)
     }
 
@@ -309,20 +333,37 @@ impl VmStore {
     }
 
     pub(crate) fn is_receiving(&self, claim: u64) -> bool {
-        self.receiving().receiver.is_some_and(|(other, _)| other == claim)
+        self.receiving().receiver.is_some_and(|(other, ..)| other == claim)
     }
 
     pub(crate) fn end_receiving(&self, claim: u64) {
         let mut receiving = self.receiving();
-        if receiving.receiver.is_some_and(|(other, _)| other == claim) {
+        if receiving.receiver.is_some_and(|(other, ..)| other == claim) {
             receiving.receiver = None;
         }
+    }
+
+    /// Whether nobody fills staging.
+    pub(crate) fn is_idle(&self) -> bool {
+        let receiving = self.receiving();
+        receiving.receiver.is_none() && receiving.planting == 0 && !receiving.importing
+    }
+
+    /// Keeps receivers of bases away while an import is adopted. Cycles may come on top of it meanwhile.
+    pub(crate) fn claim_importing(self: &Arc<Self>) -> Option<Importing> {
+        let mut receiving = self.receiving();
+        let base = receiving.receiver.is_some_and(|(.., transfer)| transfer == Transfer::Base);
+        if base || receiving.planting > 0 || receiving.importing {
+            return None;
+        }
+        receiving.importing = true;
+        Some(Importing { vm: self.clone() })
     }
 
     /// Keeps receivers away while a seed is planted, unless one is at work.
     pub(crate) fn claim_planting(self: &Arc<Self>) -> Option<Planting> {
         let mut receiving = self.receiving();
-        if receiving.receiver.is_some() {
+        if receiving.receiver.is_some() || receiving.importing {
             return None;
         }
         receiving.planting += 1;

@@ -241,7 +241,7 @@ fn damage(place: &Place, manifest: &Manifest) -> Result<Vec<DamageRecord>, FileE
         }
         Ok(())
     };
-    for (disk, file) in manifest.links.iter().flat_map(|l| l.files()) {
+    for (disk, file) in manifest.all_links().flat_map(|l| l.files()) {
         look(Object::Run { disk, number: file.number }, &paths::run(disk, file.number), file.len)?;
     }
     for base in manifest.base.iter().flat_map(|b| &b.files) {

@@ -62,6 +62,9 @@ pub enum PointError {
         /// What was asked for.
         point: PointId,
     },
+    /// Nothing can be opened before the base was imported.
+    #[error("the replica awaits the import of its initial replication")]
+    AwaitsImport,
     /// Something it needs is damaged.
     #[error("recovery point {point} is damaged: {object}: {what}")]
     Damaged {
@@ -81,7 +84,7 @@ impl PointError {
     /// What the caller does next.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            PointError::Unknown { .. } => ErrorKind::Refused,
+            PointError::Unknown { .. } | PointError::AwaitsImport => ErrorKind::Refused,
             PointError::Damaged { .. } => ErrorKind::Corrupt,
             PointError::Change(err) => err.kind(),
         }
@@ -192,6 +195,9 @@ fn report(manifest: &Manifest, height: Height) -> Option<PointReport> {
 
 /// The height of a point that may be opened.
 pub(crate) fn find_open(manifest: &Manifest, point: PointId) -> Result<Height, PointError> {
+    if manifest.waiting.is_some() {
+        return Err(PointError::AwaitsImport);
+    }
     let is = |height: &Height| manifest.record(*height).is_some_and(|r| r.cut.point() == point);
     manifest.heights().find(|h| is(h) && manifest.is_open(*h)).ok_or(PointError::Unknown { point })
 }

@@ -25,13 +25,15 @@ pub struct VmReport {
     pub disks: Vec<DiskSpec>,
     /// The initial copy under way: how far each disk is.
     pub initial: Option<Vec<(DiskId, u64)>>,
+    /// The cut of the export whose import is awaited, and the newest one received on top of it.
+    pub awaited: Option<(Cut, Cut)>,
     /// The newest cut.
     pub newest: Option<Cut>,
     /// Every cut that can be opened, oldest first.
     pub points: Vec<PointReport>,
     /// Links in the chain above the base.
     pub links: usize,
-    /// Bytes in run files.
+    /// Bytes in run files, of those too that wait for an import.
     pub run_bytes: u64,
     /// Failovers and tests.
     pub failovers: Vec<FailoverReport>,
@@ -59,10 +61,11 @@ impl VmStore {
             detached: m.detached,
             disks: m.current_disks().cloned().collect(),
             initial: self.base_positions(),
+            awaited: m.waiting.as_ref().map(|w| (w.record.cut.clone(), w.newest().cut.clone())),
             newest: self.newest(),
             points: self.points(),
             links: m.links.len(),
-            run_bytes: m.links.iter().map(Link::len).sum(),
+            run_bytes: m.all_links().map(Link::len).sum(),
             failovers: self.failovers(),
             damage: m.damage.iter().map(|d| format!("{}: {}", d.object, d.what)).collect(),
             stopped: self.stopped(),

@@ -75,6 +75,11 @@ power_cuts! {
     a_power_cut_while_a_seed_is_shared_leaves_it_planted_or_not: ShareSeed;
     a_power_cut_while_a_seed_is_moved_leaves_it_here_or_there: TakeSeed;
     a_power_cut_in_a_copy_that_compares_loses_neither_seed_nor_what_was_synced: SeededCopy;
+    a_power_cut_while_an_import_begins_to_be_awaited_leaves_it_so_or_not: AwaitImport;
+    a_power_cut_while_another_import_is_awaited_leaves_the_one_or_the_other: AwaitAnother;
+    a_power_cut_in_a_cycle_before_the_import_leaves_it_or_not: AwaitingCycle;
+    a_power_cut_in_an_import_leaves_all_of_it_or_nothing: ImportFirst;
+    a_power_cut_in_an_import_leaves_what_was_received_meanwhile: ImportLast;
     a_power_cut_while_a_replica_makes_room_leaves_the_old_or_the_new: Replace;
 }
 
@@ -106,6 +111,7 @@ fn recovery_can_itself_be_cut_short_again_and_again() {
         Operation::TakeSeed,
         Operation::SeededCopy,
         Operation::Replace,
+        Operation::ImportLast,
     ] {
         let stage = Stage::new(operation);
         let disk = stage.files.fork();
@@ -148,8 +154,14 @@ impl Checkpoints for CutAt {
 }
 
 /// Places visited by others than the store.
-const ELSEWHERE: [CrashPoint; 3] =
-    [CrashPoint::ReceiveAfterAck, CrashPoint::FailoverBeforeDefine, CrashPoint::FailoverDefined];
+const ELSEWHERE: [CrashPoint; 6] = [
+    CrashPoint::ReceiveAfterAck,
+    CrashPoint::FailoverBeforeDefine,
+    CrashPoint::FailoverDefined,
+    CrashPoint::ExportMidFile,
+    CrashPoint::ExportBeforeManifest,
+    CrashPoint::ExportManifestSynced,
+];
 
 #[test]
 fn a_crash_at_any_named_place_is_survived() {

@@ -78,6 +78,11 @@ failures! {
     sharing_a_seed_survives_any_failing_call: ShareSeed;
     taking_a_seed_survives_any_failing_call: TakeSeed;
     a_copy_that_compares_survives_any_failing_call: SeededCopy;
+    awaiting_an_import_survives_any_failing_call: AwaitImport;
+    awaiting_another_import_survives_any_failing_call: AwaitAnother;
+    a_cycle_before_the_import_survives_any_failing_call: AwaitingCycle;
+    an_import_survives_any_failing_call: ImportFirst;
+    an_import_under_waiting_cycles_survives_any_failing_call: ImportLast;
     making_room_survives_any_failing_call: Replace;
     opening_survives_any_failing_call: Reopen;
 }

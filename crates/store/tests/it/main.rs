@@ -11,6 +11,7 @@ mod crash;
 mod damage;
 mod failures;
 mod full;
+mod import;
 mod model;
 mod power;
 mod qemu;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use understudy_model::{CutDigest, CutNumber, DiskId, Generation};
+use understudy_model::{Cut, CutDigest, CutNumber, DiskId, Generation};
 use understudy_store::files::{FaultyFiles, Files, MemFiles, OutsideFile};
 use understudy_store::{
     BaseBytes, BaseMode, Definition, FailoverId, FailoverPurpose, FailoverStage, Removal, SeedFile, Store,
@@ -74,10 +74,15 @@ pub enum Operation {
     TakeSeed,
     SeededCopy,
     Replace,
+    AwaitImport,
+    AwaitAnother,
+    AwaitingCycle,
+    ImportFirst,
+    ImportLast,
 }
 
 impl Operation {
-    pub const ALL: [Operation; 19] = [
+    pub const ALL: [Operation; 24] = [
         Operation::Create,
         Operation::InitialCopy,
         Operation::FirstCycle,
@@ -97,11 +102,21 @@ impl Operation {
         Operation::TakeSeed,
         Operation::SeededCopy,
         Operation::Replace,
+        Operation::AwaitImport,
+        Operation::AwaitAnother,
+        Operation::AwaitingCycle,
+        Operation::ImportFirst,
+        Operation::ImportLast,
     ];
 
     fn is_seeded(self) -> bool {
         use Operation::*;
         matches!(self, PlantSeed | ShareSeed | TakeSeed | SeededCopy)
+    }
+
+    fn is_import(self) -> bool {
+        use Operation::*;
+        matches!(self, AwaitImport | AwaitAnother | AwaitingCycle | ImportFirst | ImportLast)
     }
 
     /// Whether it may leave a part of an initial copy.
@@ -126,6 +141,8 @@ pub struct Expected {
     pub seeds: Vec<(DiskId, Vec<u8>)>,
     /// The seed is where the operator put it.
     pub seed_outside: bool,
+    /// What is awaited, and the newest cut on top of it.
+    pub awaited: Option<(CutDigest, CutDigest)>,
     /// Points of replicas that were set aside.
     pub aside: Vec<Option<usize>>,
 }
@@ -137,6 +154,7 @@ pub struct Stage {
     operation: Operation,
     cuts: Vec<(CutDigest, Images)>,
     failover: Option<FailoverId>,
+    import: Option<MemoryImport>,
     cycle: Option<Cycle>,
     /// The disks as an initial copy found them.
     copied: Images,
@@ -156,6 +174,7 @@ impl Stage {
             operation,
             cuts: Vec::new(),
             failover: None,
+            import: None,
             cycle: None,
             copied: Vec::new(),
             before: Expected { generation: 1, ..Expected::default() },
@@ -176,6 +195,9 @@ impl Stage {
         self.before.exists = true;
         if self.operation.is_seeded() {
             return self.prepare_seed(&vm);
+        }
+        if self.operation.is_import() {
+            return self.prepare_import(&vm);
         }
         let session = self.primary.admit(&vm);
         if self.operation == Operation::InitialCopy {
@@ -219,6 +241,27 @@ impl Stage {
         if self.operation == Operation::SeededCopy {
             plant(vm, &self.files.clone().into(), false).unwrap();
             self.before.seeds = self.planted();
+        }
+    }
+
+    fn prepare_import(&mut self, vm: &Arc<VmStore>) {
+        let session = self.primary.admit(vm);
+        let import = self.primary.export();
+        self.cuts.push((import.cut.id.digest, self.primary.images.clone()));
+        let waits = !matches!(self.operation, Operation::AwaitImport | Operation::ImportFirst);
+        if waits {
+            vm.await_base(session, &import.cut, &import.disks).unwrap();
+            (0..2).for_each(|i| self.replicate(vm, i));
+            let newest = self.cuts.last().unwrap().0;
+            self.before.awaited = Some((import.cut.id.digest, newest));
+        }
+        if self.operation == Operation::AwaitingCycle {
+            self.primary.write(0, 30_000, 70_000, 90);
+            self.next_cycle();
+        }
+        self.import = Some(import);
+        if self.operation == Operation::AwaitAnother {
+            self.import = Some(self.primary.export());
         }
     }
 
@@ -300,6 +343,17 @@ impl Stage {
             Operation::Replace => {
                 after = Expected { exists: true, generation: 7, aside: vec![Some(2)], ..Expected::default() }
             }
+            Operation::AwaitImport | Operation::AwaitAnother => {
+                let cut = self.import.as_ref().unwrap().cut.id.digest;
+                after.awaited = Some((cut, cut));
+            }
+            Operation::AwaitingCycle => {
+                after.awaited = after.awaited.map(|(import, _)| (import, self.cycle.as_ref().unwrap().digest));
+            }
+            Operation::ImportFirst | Operation::ImportLast => {
+                after.awaited = None;
+                after.points = self.cuts.iter().cloned().collect();
+            }
             Operation::FirstCycle | Operation::Cycle => {
                 let cycle = self.cycle.as_ref().unwrap();
                 after.copied = None;
@@ -347,7 +401,16 @@ impl Stage {
             Operation::ShareSeed => plant(&vm, disk, false)?,
             Operation::TakeSeed => plant(&vm, disk, true)?,
             Operation::SeededCopy => copy_comparing(&mut primary, &vm)?,
-            Operation::FirstCycle | Operation::Cycle => {
+            Operation::AwaitImport | Operation::AwaitAnother => {
+                primary.session = primary.session.next();
+                let session = vm.admit_session(primary.generation, primary.session)?;
+                let import = self.import.as_ref().unwrap();
+                vm.await_base(session, &import.cut, &import.disks)?;
+            }
+            Operation::ImportFirst | Operation::ImportLast => {
+                vm.adopt_import(self.import.as_ref().unwrap(), &mut unpaced)?;
+            }
+            Operation::FirstCycle | Operation::Cycle | Operation::AwaitingCycle => {
                 primary.session = primary.session.next();
                 let session = vm.admit_session(primary.generation, primary.session)?;
                 send(&vm, session, self.cycle.as_ref().unwrap(), true)?;
@@ -430,6 +493,7 @@ impl Stage {
             copied: report.initial.map(|positions| positions.iter().map(|(_, at)| *at).min().unwrap()),
             seeds: vm.seeds().into_iter().map(|disk| (disk, staged(files, &vm, disk))).collect(),
             seed_outside: files.content(SEED).is_ok_and(|bytes| bytes == self.seed()),
+            awaited: report.awaited.map(|(import, newest)| (import.id.digest, newest.id.digest)),
             aside,
         }
     }
@@ -446,13 +510,16 @@ impl Stage {
         if report.detached {
             vm.attach().unwrap();
         }
-        if report.newest.is_none() {
+        let mut newest = report.newest.clone();
+        if self.operation.is_import() && newest.is_none() {
+            newest = Some(self.go_on_importing(&mut primary, &vm));
+        } else if newest.is_none() {
             match self.operation.is_seeded() {
                 true => copy_comparing(&mut primary, &vm).unwrap(),
                 false => copy(&mut primary, &vm).unwrap(),
             }
         }
-        primary.parent = report.newest.as_ref().map_or(CutDigest::ZERO, |c| c.id.digest);
+        primary.parent = newest.as_ref().map_or(CutDigest::ZERO, |c| c.id.digest);
         primary.number.0 += 10;
         let cut = primary.replicate(&vm, true);
         assert!(images_of(files, &vm, cut.point()) == primary.images, "{:?}: the next cycle", self.operation);
@@ -463,11 +530,31 @@ impl Stage {
     }
 }
 
+impl Stage {
+    /// Brings the import in, whatever came of the operation; the newest cut then.
+    fn go_on_importing(&self, primary: &mut Primary, vm: &Arc<VmStore>) -> Cut {
+        let import = match vm.awaited_import() {
+            Some(cut) if self.import.as_ref().is_some_and(|import| import.cut != cut) => {
+                // Another export was awaited and still is; the newest one takes its place.
+                let session = primary.admit(vm);
+                let import = self.import.as_ref().unwrap();
+                vm.await_base(session, &import.cut, &import.disks).unwrap();
+                import
+            }
+            _ => self.import.as_ref().unwrap(),
+        };
+        let cut = vm.adopt_import(import, &mut unpaced).unwrap();
+        assert_eq!(cut, import.cut);
+        assert!(vm.points().iter().any(|p| p.cut == cut), "the import is a recovery point");
+        vm.newest().unwrap()
+    }
+}
+
 fn describe(found: &Expected) -> String {
-    let Expected { exists, points, generation, failovers, copied, seeds, seed_outside, aside } = found;
+    let Expected { exists, points, generation, failovers, copied, seeds, seed_outside, awaited, aside } = found;
     let seeds: Vec<_> = seeds.iter().map(|(disk, _)| disk).collect();
     let points = points.keys();
-    format!("{exists} {points:?} {generation} {failovers:?} {copied:?} {seeds:?} {seed_outside} {aside:?}")
+    format!("{exists} {points:?} {generation} {failovers:?} {copied:?} {seeds:?} {seed_outside} {awaited:?} {aside:?}")
 }
 
 /// Sends the whole disks, resuming where an earlier attempt was durable.

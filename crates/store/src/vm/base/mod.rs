@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard};
 use understudy_model::{CutNumber, DiskId, DiskSpec, Extent, ExtentSet, VmId};
 
 use super::sums::{BASE_BLOCK, SummedBase};
-use super::{Space, VmStore, session};
+use super::{Space, Transfer, VmStore, session};
 use crate::Session;
 use crate::checkpoints::CrashPoint;
 use crate::error::{At, FileError};
@@ -125,7 +125,7 @@ impl VmStore {
         let manifest = self.manifest();
         check_open(&manifest, session)?;
         self.check_going()?;
-        let claim = self.claim_receiving(session).ok_or(BaseError::Busy)?;
+        let claim = self.claim_receiving(session, Transfer::Base).ok_or(BaseError::Busy)?;
         // What a superseded receiver is writing at this moment ends before this one begins.
         drop(self.base_io.write().expect("nothing panics while a base is changed"));
         let begun = self.begin_claimed(session, attempt, mode, &manifest);
@@ -198,8 +198,11 @@ impl VmStore {
             BaseMode::Compare { .. } => staged_disks(manifest),
         };
         // The positions go first: they must never vouch for a file that is not the one they were measured on.
-        if manifest.initial.is_some() || manifest.seeds != kept {
-            self.save_positions(session, |m| (m.initial, m.seeds) = (None, kept.clone()))?;
+        if manifest.initial.is_some() || manifest.seeds != kept || manifest.waiting.is_some() {
+            self.save_positions(session, |m| {
+                m.drop_waiting();
+                (m.initial, m.seeds) = (None, kept.clone());
+            })?;
         }
         let mut bases = Vec::new();
         for spec in manifest.current_disks() {

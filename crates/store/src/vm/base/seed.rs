@@ -48,6 +48,9 @@ pub enum SeedError {
     /// A copy is there, or under way.
     #[error("an initial copy has begun")]
     Begun,
+    /// The replica is to come from an export.
+    #[error("the replica awaits the import of its initial replication")]
+    AwaitsImport,
     /// Another transfer is under way.
     #[error("another transfer to this replica is under way")]
     Busy,
@@ -243,6 +246,9 @@ impl VmStore {
 fn check(manifest: &Manifest, disk: DiskId) -> Result<DiskSpec, SeedError> {
     if manifest.detached {
         return Err(SeedError::Detached);
+    }
+    if manifest.waiting.is_some() {
+        return Err(SeedError::AwaitsImport);
     }
     if manifest.base.is_some() || manifest.initial.is_some() {
         return Err(SeedError::Begun);

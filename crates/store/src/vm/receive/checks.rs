@@ -5,7 +5,7 @@ use understudy_run::Geometry;
 
 use super::super::session::{self, Session};
 use super::{CycleDisk, CycleError, CycleHeader, Receiving};
-use crate::manifest::{CutRecord, LINKS_MAX, Manifest};
+use crate::manifest::{CutRecord, LINKS_MAX, Manifest, Object};
 
 /// Whether a cycle may go on top of what is here. Asked at its beginning and again when it is sealed.
 pub(super) fn check_cycle(m: &Manifest, session: Session, header: &CycleHeader) -> Result<(), CycleError> {
@@ -16,12 +16,15 @@ pub(super) fn check_cycle(m: &Manifest, session: Session, header: &CycleHeader) 
     if header.generation > session.generation {
         return Err(CycleError::FutureGeneration { given: header.generation, session: session.generation });
     }
-    if m.links.len() >= LINKS_MAX {
+    if m.all_links().count() >= LINKS_MAX {
         return Err(CycleError::ChainTooLong);
     }
-    let newest = m.newest().map_or(CutDigest::ZERO, CutRecord::digest);
+    let newest = m.tip().map_or(CutDigest::ZERO, CutRecord::digest);
     if header.parent != newest {
-        let known = m.height_of(header.parent).is_some() || header.parent == CutDigest::ZERO;
+        let awaited = m.waiting.iter().flat_map(|w| w.links.iter().map(|l| &l.record).chain([&w.record]));
+        let known = m.height_of(header.parent).is_some()
+            || header.parent == CutDigest::ZERO
+            || awaited.map(CutRecord::digest).any(|cut| cut == header.parent);
         let parent = header.parent;
         return Err(if known {
             CycleError::ParentNotNewest { parent, newest }
@@ -29,17 +32,22 @@ pub(super) fn check_cycle(m: &Manifest, session: Session, header: &CycleHeader) 
             CycleError::UnknownParent { parent }
         });
     }
-    match m.top() {
-        Some(top) => check_successor(m, top, header),
+    match m.tip() {
+        Some(tip) => check_successor(m, tip, header),
         None => check_initial(m),
     }
 }
 
-fn check_successor(m: &Manifest, top: usize, header: &CycleHeader) -> Result<(), CycleError> {
-    if let Some(damage) = m.damage_below(top) {
+fn check_successor(m: &Manifest, tip: &CutRecord, header: &CycleHeader) -> Result<(), CycleError> {
+    let damage = match m.top() {
+        Some(top) => m.damage_below(top),
+        // Nothing but runs that wait is there to be damaged.
+        None => m.damage.iter().find(|d| matches!(d.object, Object::Run { .. })),
+    };
+    if let Some(damage) = damage {
         return Err(CycleError::Damaged { object: damage.object.to_string(), what: damage.what.clone() });
     }
-    let newest = m.newest().expect("the top of a chain is a cut").cut.id;
+    let newest = tip.cut.id;
     if (header.generation, header.number) <= (newest.generation, newest.number) {
         return Err(CycleError::NumberReused { generation: header.generation, number: header.number });
     }
@@ -70,11 +78,10 @@ pub(super) fn check_disks(m: &Manifest, header: &CycleHeader) -> Result<Vec<Rece
     if m.disks.len() + unlisted > DiskSpec::COUNT_MAX {
         return Err(CycleError::Disks { what: "the VM has had too many" });
     }
-    let top = m.top().unwrap_or(0);
-    disks.into_iter().map(|disk| check_disk(m, disk, top)).collect()
+    disks.into_iter().map(|disk| check_disk(m, disk)).collect()
 }
 
-fn check_disk(m: &Manifest, disk: CycleDisk, top: usize) -> Result<Receiving, CycleError> {
+fn check_disk(m: &Manifest, disk: CycleDisk) -> Result<Receiving, CycleError> {
     let spec = &disk.spec;
     let changed = |what| Err(CycleError::DiskChanged { disk: spec.id, what });
     if spec.size > DiskSpec::SIZE_MAX {
@@ -93,6 +100,6 @@ fn check_disk(m: &Manifest, disk: CycleDisk, top: usize) -> Result<Receiving, Cy
     }
     let geometry = Geometry::new(spec.size, disk.cluster_bits);
     let geometry = geometry.map_err(|err| CycleError::Geometry { disk: spec.id, err })?;
-    let below = m.top_file(spec.id, top);
+    let below = m.below_next(spec.id);
     Ok(Receiving { disk, geometry, below, builder: None })
 }

@@ -18,7 +18,7 @@ use understudy_run::{Backing, BackingFormat, BuildError, Decoder, Geometry, RunB
 
 use super::definition::{Definition, Placed};
 use super::session::{self, Session};
-use super::{Marks, Space, VmStore};
+use super::{Marks, Space, Transfer, VmStore};
 use crate::adapt::FileSink;
 use crate::checkpoints::CrashPoint;
 use crate::error::FileError;
@@ -27,8 +27,9 @@ use crate::manifest::{Below, CutRecord, Link, RunFile, RunRecord};
 use crate::paths::{self, FileNumber};
 use checks::{check_cycle, check_disks};
 pub use error::CycleError;
+pub(crate) use publish::adopt_definition;
 pub(crate) use publish::digest_of;
-use publish::{adopt_definition, adopt_disks, publish_base};
+use publish::{adopt_disks, publish_base};
 
 /// What a sender says of a cycle before its data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl VmStore {
         check_cycle(&manifest, session, &header)?;
         let disks = check_disks(&manifest, &header)?;
         self.check_space()?;
-        let claim = self.claim_receiving(session).ok_or(CycleError::Busy)?;
+        let claim = self.claim_receiving(session, Transfer::Cycle).ok_or(CycleError::Busy)?;
         let begun = Decoder::new().map_err(|err| CycleError::Data {
             disk: header.disks[0].spec.id,
             err: BuildError::Cluster { address: 0, err },
@@ -254,9 +255,11 @@ impl CycleReceiver {
         Ok(self.vm.reached(CrashPoint::ReceiveSegmentSynced)?)
     }
 
-    /// A disk that joins the VM was empty before: its base is a hole.
+    /// A disk that joins the VM was empty before: its base is a hole. Where the others' are still to be imported, it
+    /// comes with them.
     fn make_new_bases(&mut self) -> Result<(), CycleError> {
         let manifest = self.vm.manifest();
+        let awaits = manifest.waiting.is_some();
         for disk in &self.header.disks {
             let id = disk.spec.id;
             if manifest.disks.iter().any(|d| d.spec.id == id) {
@@ -264,6 +267,9 @@ impl CycleReceiver {
             }
             self.vm.place.ensure_dir(&paths::disk_dir(id))?;
             self.vm.place.sync_dir("").map_err(|err| self.vm.judge(err))?;
+            if awaits {
+                continue;
+            }
             let (data, sums) = (paths::base(id), paths::base_sums(id));
             self.made.extend([data.clone(), sums.clone()]);
             self.vm.create_base(&data, &sums, disk.spec.size)?;
@@ -313,7 +319,8 @@ impl CycleReceiver {
             let sizes = finished.iter().map(|f| (f.record.disk, f.size)).collect();
             let follows = cut.parent;
             let record = CutRecord { cut, follows, kept: keep, locked: false, definition, sizes };
-            m.links.push(Link { record, level: 0, runs: finished.into_iter().map(|f| f.record).collect() });
+            let link = Link { record, level: 0, runs: finished.into_iter().map(|f| f.record).collect() };
+            m.waiting.as_mut().map_or(&mut m.links, |w| &mut w.links).push(link);
             Ok::<_, CycleError>(())
         })?;
         if initial {

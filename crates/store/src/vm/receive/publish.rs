@@ -44,6 +44,9 @@ pub(super) fn adopt_disks(m: &mut Manifest, header: &CycleHeader) {
             continue;
         }
         m.disks.push(DiskRecord { spec: disk.spec.clone(), removed: false });
+        if m.waiting.is_some() {
+            continue;
+        }
         let base = m.base.as_mut().expect("the first cut publishes a base");
         base.files.push(BaseFile { disk: disk.spec.id, size: disk.spec.size, stub: None });
     }
@@ -51,7 +54,7 @@ pub(super) fn adopt_disks(m: &mut Manifest, header: &CycleHeader) {
 }
 
 /// Between its placing and now a change of points may have dropped what the definition shares with an older one.
-pub(super) fn adopt_definition(vm: &VmStore, m: &mut Manifest, placed: Placed) -> Result<FileNumber, DefinitionError> {
+pub(crate) fn adopt_definition(vm: &VmStore, m: &mut Manifest, placed: Placed) -> Result<FileNumber, DefinitionError> {
     let number = placed.record.number;
     let known = m.definitions.iter().any(|d| d.number == number);
     if !known && placed.made.is_none() {
