@@ -203,6 +203,23 @@ pub enum Replication {
         /// Name or identity of the VM
         name: String,
     },
+    /// Place an image on this replica host for a seeded initial copy to begin with
+    ///
+    /// A restored backup, the disk of an old primary, an image made from the same template: nothing is believed of it,
+    /// since every block of it is compared. Then, on the primary: replication start NAME --type seeded
+    Seed {
+        /// Name or identity of the VM
+        name: String,
+        /// Which disk (disk-0), and the raw image for it; may be repeated
+        #[arg(long, value_name = "ID=PATH", required = true, value_parser = placed)]
+        disk: Vec<(String, String)>,
+        /// The images' format, if they begin like another one: raw
+        #[arg(long)]
+        format: Option<String>,
+        /// Move the images instead of copying them
+        #[arg(long)]
+        take: bool,
+    },
     /// Compare both sides and send what differs
     ///
     /// For a relationship that is in state resync-required, paused or critical. The VM runs on, and the replica's recovery
@@ -323,6 +340,13 @@ fn auto_resync(text: &str) -> Result<AutoResync, String> {
             }
         }
     }
+}
+
+fn placed(text: &str) -> Result<(String, String), String> {
+    let (disk, path) = text.split_once('=').ok_or("not like disk-0=/path/of/image.raw")?;
+    let path = std::path::absolute(path).map_err(|err| err.to_string())?;
+    let path = path.to_str().ok_or("the path is not UTF-8")?;
+    Ok((disk.to_owned(), path.to_owned()))
 }
 
 /// A time to come, as the API takes it.

@@ -7,6 +7,7 @@ mod guest_guard;
 mod guest_resize;
 mod guest_restart;
 mod guest_resync;
+mod guest_seeded;
 mod kills;
 mod pairing;
 mod protect;

@@ -29,6 +29,7 @@ impl Session {
                 };
                 self.replication_start(&name, &request, wait).await
             }
+            Replication::Seed { name, disk, format, take } => self.replication_seed(&name, disk, format, take).await,
             Replication::Resync { name, at, wait } => self.replication_resync(&name, at, wait).await,
             Replication::Status { name, watch: true } => self.watch(name.as_deref()).await,
             Replication::Status { name, watch: false } => {
@@ -68,6 +69,23 @@ impl Session {
             create.name, create.to
         );
         self.carry(answer, &said).await
+    }
+
+    /// One image after the other: each is there before the next is begun.
+    async fn replication_seed(
+        &self,
+        name: &str,
+        disks: Vec<(String, String)>,
+        format: Option<String>,
+        take: bool,
+    ) -> Result<(), Failure> {
+        for (disk, path_of_image) in disks {
+            let said = format!("{path_of_image} is in place for {disk} of VM {name}.");
+            let request = types::RelationshipSeed { disk, path: path_of_image, format: format.clone(), take };
+            let answer = self.client.post(&path(RELATIONSHIPS, name, "/seed"), &request).await?;
+            self.carry(answer, &said).await?;
+        }
+        Ok(())
     }
 
     async fn replication_resync(&self, name: &str, at: Option<String>, wait: bool) -> Result<(), Failure> {

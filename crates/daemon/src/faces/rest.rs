@@ -79,6 +79,7 @@ fn routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(relationships::list, relationships::create))
         .routes(routes!(relationships::show, relationships::remove))
         .routes(routes!(relationships::start))
+        .routes(routes!(relationships::seed))
         .routes(routes!(relationships::resync))
         .routes(routes!(relationships::stop))
         .routes(routes!(relationships::suspend))

@@ -169,6 +169,7 @@ impl FakeOwner {
         let next = match (command, inner.state) {
             (Command::Create, State::Ready) => State::Ready,
             (Command::Start { .. }, State::Ready) => State::InitialReplication,
+            (Command::Seed(_), State::InitialReplication) => State::InitialReplication,
             (Command::Resync { .. }, State::ResyncRequired) => State::Resynchronizing,
             (Command::Stop, State::InitialReplication) => State::Ready,
             (Command::Stop, State::Resynchronizing) => State::ResyncRequired,

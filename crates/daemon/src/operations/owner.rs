@@ -4,13 +4,15 @@
 //! at a time. Operations check what can be checked without it (rights, types, values), then ask. The owner checks the
 //! state, answers at once, and goes on with the work in a job.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 use understudy_engine::health::Issue;
 use understudy_engine::primary::{InitialKind, Progress};
 use understudy_engine::stats::Stats;
 use understudy_model::{
-    Cut, CutRef, FailoverKind, Generation, Health, JobId, Millis, Mode, PeerId, PointId, Refusal, RelationshipId,
-    Settings, State, Timestamp,
+    Cut, CutRef, DiskId, FailoverKind, Generation, Health, JobId, Millis, Mode, PeerId, PointId, Refusal,
+    RelationshipId, Settings, State, Timestamp,
 };
 
 use super::registry::Exit;
@@ -36,6 +38,8 @@ pub enum Command {
         /// When (wall clock).
         at: Option<Timestamp>,
     },
+    /// Place an image that a seeded initial replication begins with; on the replica.
+    Seed(Seed),
     /// Give up what is under way or was to begin later: an initial replication or a resynchronisation.
     Stop,
     /// Pause.
@@ -58,6 +62,17 @@ pub enum Command {
     FailoverRevert,
     /// Make a failover final.
     FailoverCommit,
+}
+
+/// An image that a seeded initial replication begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seed {
+    /// Which disk it is to become.
+    pub disk: DiskId,
+    /// Where it is: a raw image.
+    pub path: PathBuf,
+    /// Whether it may be moved from there.
+    pub take: bool,
 }
 
 /// What the owner answers.

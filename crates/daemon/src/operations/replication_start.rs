@@ -51,10 +51,7 @@ impl Operations {
         let owner = self.find_owner(&request.vm, request.leg).await?;
         let kind = match request.initial {
             InitialReplication::Network => InitialKind::Network,
-            InitialReplication::Seeded => {
-                return Err(not_yet("initial replication from a seed")
-                    .hint("start it over the network: understudy replication start"));
-            }
+            InitialReplication::Seeded => InitialKind::Seeded,
             InitialReplication::Export { .. } => {
                 return Err(not_yet("initial replication by export")
                     .hint("start it over the network: understudy replication start"));

@@ -354,6 +354,7 @@ impl RelationshipOwner for PrimaryDoor {
             Command::Resume => done(service.task()?.ask(EngineCommand::Resume).await),
             Command::Modify(settings) => done(service.task()?.ask(EngineCommand::Modify(settings)).await),
             Command::Remove => service.remove(ticket).await,
+            Command::Seed(_) => Err(here("placing an image")),
             Command::FailoverStart { .. } => Err(here("a failover")),
             Command::FailoverRevert | Command::FailoverCommit => Err(here("this")),
         }

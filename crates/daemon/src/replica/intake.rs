@@ -16,7 +16,7 @@ use understudy_engine::primary::Failure;
 use understudy_model::{CutNumber, DiskId, ErrorKind, ReturnCode, SessionNumber, Timestamp, VmId};
 use understudy_run::{Decoder, Stored, cluster_hash};
 use understudy_store::{
-    BaseBytes, BaseReceiver, BlobReceiver, BlockClaim, Comparison, CycleDisk, CycleHeader, CycleReceiver,
+    BaseBytes, BaseMode, BaseReceiver, BlobReceiver, BlockClaim, Comparison, CycleDisk, CycleHeader, CycleReceiver,
 };
 use understudy_wire::Message;
 use understudy_wire::bulk::{BaseRecord, Coding};
@@ -221,12 +221,8 @@ impl State {
         let attempt = CutNumber(begin.attempt);
         self.base = None;
         let disks = convert::disks(&begin.disks).map_err(|e| failure(ErrorKind::Refused, &e))?;
-        if begin.seeded {
-            let reason = "seeded initial replication is not offered by this version of the replica";
-            return Err(Failure::new(ErrorKind::Refused, ReturnCode::NotSupported, reason));
-        }
-        let _ = lenders;
-        let receiver = self.place.begin_base(self.session, attempt, &disks)?;
+        let mode = if begin.seeded { BaseMode::Compare { lenders } } else { BaseMode::Fresh };
+        let receiver = self.place.begin_base(self.session, attempt, &disks, &mode)?;
         let positions = receiver.positions();
         self.base = Some((attempt, receiver));
         self.frames = 0;
@@ -271,11 +267,12 @@ impl State {
         let claims: Vec<BlockClaim> = claims.into_iter().map(claim).collect();
         let disk = DiskId(offer.disk);
         let wanted = match (&self.base, &self.comparison) {
+            (Some((_, base)), _) => base.offer(disk, offer.offset, &claims).map_err(|e| failure(e.kind(), &e))?,
             (None, Some(comparison)) => {
                 let differing = comparison.differing(disk, offer.offset, &claims);
                 differing.map_err(|e| failure(e.kind(), &e))?
             }
-            _ => return Err(bug("an offer came without its beginning")),
+            (None, None) => return Err(bug("an offer came without its beginning")),
         };
         Ok(Message::Wanted(Wanted::new(&wanted)))
     }

@@ -1,5 +1,6 @@
 //! The receiving side as operations see it: pause, failover, removal, reports.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use understudy_engine::stats::Stats;
 use understudy_hypervisor::machine::Running;
 use understudy_model::job::JobKind;
 use understudy_model::{Mode, Refusal, RelationshipId, ReturnCode, Settings, State};
-use understudy_store::Removal;
+use understudy_store::files::OutsideFile;
+use understudy_store::{Removal, SeedError, SeedFile, VmStore};
 use understudy_wire::message::Notice;
 
 use super::failover::{self, Premises};
@@ -21,9 +23,9 @@ use super::record::Durable;
 use super::upkeep::look_after;
 use crate::catalogue::{RelationshipRecord, Side};
 use crate::chain;
-use crate::jobs::{JobHandle, JobTicket, Jobs};
+use crate::jobs::{JobEnd, JobHandle, JobTicket, Jobs};
 use crate::operations::owner::{
-    Answer, Command, FailoverReport, LinkReport, NewestCut, PointReport, RelationshipOwner, RelationshipReport,
+    Answer, Command, FailoverReport, LinkReport, NewestCut, PointReport, RelationshipOwner, RelationshipReport, Seed,
 };
 use crate::operations::registry::Exit;
 
@@ -179,6 +181,36 @@ impl ReplicaService {
         Ok(Answer::Job(id))
     }
 
+    /// Places an image for a seeded initial replication.
+    async fn seed(self: &Arc<Self>, seed: Seed, ticket: JobTicket) -> Result<Answer, Refusal> {
+        drop(self.busy.try_lock().map_err(|_| in_use())?);
+        if self.place.record().state != State::InitialReplication || self.place.store().base_attempt().is_some() {
+            return Err(Refusal::new(ReturnCode::InvalidState, "the first copy has begun already")
+                .hint("an image can be placed before initial replication is started"));
+        }
+        let disks = self.place.disks();
+        let disk = disks
+            .iter()
+            .find(|spec| spec.id == seed.disk)
+            .ok_or_else(|| Refusal::new(ReturnCode::InvalidParameter, format!("the VM has no {}", seed.disk)))?;
+        let job = ticket.cancellable().begin(&format!("placing {}", seed.disk)).await?;
+        let (id, service, total) = (job.id(), self.clone(), disk.size);
+        tokio::spawn(async move {
+            let _busy = service.busy.lock().await;
+            let (store, cancelled) = (service.place.store(), job.cancelled().clone());
+            let job = Arc::new(job);
+            let shown = job.clone();
+            let planted = tokio::task::spawn_blocking(move || plant(&store, &seed, total, &shown)).await;
+            let planted = planted.map_err(|_| Refusal::new(ReturnCode::Failed, "placing the image panicked"));
+            let Some(job) = Arc::into_inner(job) else { return };
+            match planted.and_then(|planted| planted) {
+                Err(_) if cancelled.is_cancelled() => job.end(JobEnd::Terminated).await,
+                result => job.end(result).await,
+            }
+        });
+        Ok(Answer::Job(id))
+    }
+
     async fn take_down(&self) -> Result<(), Refusal> {
         self.place.record().check_removal()?;
         self.place.notify(Notice::Removed).await;
@@ -193,6 +225,25 @@ impl ReplicaService {
         removed.map_err(|err| Refusal::new(ReturnCode::Failed, chain(&err)))?;
         self.exit.remove().await.map_err(|err| err.refusal())
     }
+}
+
+/// Blocks.
+fn plant(store: &Arc<VmStore>, seed: &Seed, total: u64, job: &JobHandle) -> Result<(), Refusal> {
+    let failed = |err: &dyn std::error::Error| Refusal::new(ReturnCode::Failed, chain(err));
+    let file = OutsideFile::open(&seed.path).map_err(|err| failed(&err))?;
+    let mut done = 0;
+    let mut pace = |bytes: u64| {
+        done += bytes;
+        job.progress(crate::jobs::Progress { bytes_done: done, bytes_total: total, ..Default::default() });
+        if job.cancelled().is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let planted = store.plant_seed(seed.disk, &SeedFile { file, take: seed.take }, &mut pace);
+    planted.map(drop).map_err(|err| match err {
+        SeedError::TooLong { .. } => Refusal::new(ReturnCode::InvalidParameter, chain(&err)),
+        SeedError::Begun | SeedError::Detached => Refusal::new(ReturnCode::InvalidState, chain(&err)),
+        SeedError::Busy => Refusal::new(ReturnCode::SystemInUse, chain(&err)),
+        err => failed(&err),
+    })
 }
 
 /// A refusal that a failed write of the record can turn into.
@@ -223,6 +274,7 @@ impl RelationshipOwner for ReplicaDoor {
                 "this is controlled on the primary, and this is the replica",
             )
             .hint("ask the primary host")),
+            Command::Seed(seed) => service.seed(seed, ticket).await,
             Command::Suspend => service.set_state(true).await,
             Command::Resume => service.set_state(false).await,
             Command::Modify(settings) => service.modify(settings).await,

@@ -15,7 +15,7 @@ use understudy_model::{
     SessionNumber, Settings, Timestamp,
 };
 use understudy_store::{
-    BaseReceiver, BlobReceiver, Comparison, CycleHeader, CycleReceiver, Definition, Store, VmStore,
+    BaseMode, BaseReceiver, BlobReceiver, Comparison, CycleHeader, CycleReceiver, Definition, Store, VmStore,
 };
 use understudy_wire::Message;
 use understudy_wire::message::{self, BasePositions, Notice, Opened, Position};
@@ -284,6 +284,7 @@ impl Place {
         number: SessionNumber,
         attempt: CutNumber,
         disks: &[DiskSpec],
+        mode: &BaseMode,
     ) -> Result<BaseReceiver, Failure> {
         let session = self.session(number)?;
         let same = |a: &DiskSpec, b: &DiskSpec| a.id == b.id && a.size == b.size;
@@ -292,7 +293,15 @@ impl Place {
             let reason = "the disks of the copy are not those this replica was made for";
             return Err(Failure::new(ErrorKind::Refused, ReturnCode::InvalidParameter, reason));
         }
-        self.store().begin_base(session, attempt).map_err(|e| failure(e.kind(), &e))
+        let store = self.store();
+        let has_something = !store.seeds().is_empty() || store.base_attempt().is_some();
+        if *mode != BaseMode::Fresh && !has_something {
+            let reason = "nothing was placed on the replica host that the copy could begin with";
+            let mut nothing = Failure::new(ErrorKind::Refused, ReturnCode::FileNotFound, reason);
+            nothing.refusal.hint = "place it there: understudy replication seed; or copy over the network".to_owned();
+            return Err(nothing);
+        }
+        store.begin_base_in(session, attempt, mode).map_err(|e| failure(e.kind(), &e))
     }
 
     /// Begins a comparison with the newest cut.

@@ -269,7 +269,6 @@ async fn start_replication_answers_as_its_test_vectors_say() {
         (json!({ "initial_replication_type": 2, "export_location": "" }), 32773),
         (json!({ "initial_replication_type": 2, "export_location": "rel/dir" }), 32773),
         (json!({ "initial_replication_type": 2, "export_location": "/x", "start_time": time(8 * day) }), 32770),
-        (json!({ "initial_replication_type": 3 }), 32770),
         (json!({ "start_time": time(8 * day) }), 32773),
         (json!({ "start_time": "00000001000000.000000:000" }), 32773),
         (json!({ "start_time": "yesterday" }), 32776),

@@ -12,7 +12,7 @@ use super::time::read_time;
 use super::types::{CycleQuery, Leg};
 use super::{Api, Listed, Shown, types};
 use crate::operations::{
-    Administer, Done, Failover, InitialReplication, Operate, ReplicationCreate, ReplicationStart, View,
+    Administer, Done, Failover, InitialReplication, Operate, ReplicationCreate, ReplicationSeed, ReplicationStart, View,
 };
 
 /// Lists all relationships.
@@ -104,6 +104,27 @@ pub(super) async fn start(
     let at = body.start_time.as_deref().map(read_time).transpose()?;
     let request = ReplicationStart { vm, leg: leg.leg, initial, at };
     Ok(api.answer(api.operations.replication_start(&permit, request).await?))
+}
+
+/// Places an image on this replica host that a seeded initial replication begins with.
+#[utoipa::path(post, path = "/api/v1/relationships/{vm}/seed", tag = "relationships",
+    operation_id = "relationship_seed", request_body = types::RelationshipSeed,
+    params(("vm" = String, Path, description = "name or identity"), Leg),
+    responses((status = 202, body = types::Answer), (status = "default", body = types::Error)))]
+pub(super) async fn seed(
+    Allowed(permit): Allowed<Administer>,
+    State(api): State<Api>,
+    Named(vm): Named,
+    Asked(leg): Asked<Leg>,
+    Body(body): Body<types::RelationshipSeed>,
+) -> Result<Response, ApiError> {
+    let disk = body.disk.parse();
+    let disk = disk.map_err(|err: understudy_model::id::ParseIdError| {
+        Refusal::new(ReturnCode::InvalidParameter, err.to_string())
+    })?;
+    let request =
+        ReplicationSeed { vm, leg: leg.leg, disk, path: body.path.into(), format: body.format, take: body.take };
+    Ok(api.answer(api.operations.replication_seed(&permit, request).await?))
 }
 
 /// Compares both sides and repairs the replica (`Resynchronize`). The job follows it to its end.

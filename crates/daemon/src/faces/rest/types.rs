@@ -524,6 +524,20 @@ taken! {
         start_time: Option<String>,
     }
 
+    /// An image that a seeded initial replication begins with.
+    RelationshipSeed {
+        /// Which disk it is to become, by number (`disk-0`).
+        disk: String,
+        /// Where it is on this host: the full path.
+        path: String,
+        /// Its format: `raw`, the only one so far. Needed for a raw image that begins like one of another format.
+        #[serde(default)]
+        format: Option<String>,
+        /// Whether it may be moved from there instead of being copied.
+        #[serde(default)]
+        take: bool,
+    }
+
     /// Hours of the day, by the primary's own time. A start later than the end wraps past midnight; a start that is the end
     /// means the whole day.
     ResyncWindow {
