@@ -191,6 +191,14 @@ pub enum Replication {
         #[arg(long, default_value_t = 20, value_name = "N")]
         count: u32,
     },
+    /// Show what replication of a VM did, and how old its replica was meanwhile
+    Statistics {
+        /// Name or identity of the VM
+        name: String,
+        /// Count from now on
+        #[arg(long)]
+        reset: bool,
+    },
     /// Change the settings of a relationship; what is not given stays
     Modify(Modify),
     /// Pause replication

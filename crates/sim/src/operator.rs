@@ -82,6 +82,7 @@ pub fn name_of_command(command: &Command) -> &'static str {
         Command::Resume => "Resume",
         Command::Resynchronize { .. } => "Resynchronize",
         Command::StopResync => "StopResync",
+        Command::ResetStats => "ResetStats",
         Command::Modify(_) => "Modify",
         Command::Remove => "Remove",
     }

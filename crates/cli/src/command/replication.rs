@@ -40,6 +40,10 @@ impl Session {
                 })
             }
             Replication::History { name, count } => self.history(&name, count).await,
+            Replication::Statistics { name, reset: true } => {
+                self.act(&name, "statistics/reset", "is counted from now on").await
+            }
+            Replication::Statistics { name, reset: false } => self.statistics(&name).await,
             Replication::Modify(modify) => self.replication_modify(modify).await,
             Replication::Suspend { name } => self.act(&name, "suspend", "is paused").await,
             Replication::Resume { name } => self.act(&name, "resume", "goes on").await,
@@ -149,6 +153,38 @@ impl Session {
     async fn act(&self, name: &str, verb: &str, said: &str) -> Result<(), Failure> {
         let answer = self.client.act(&path(RELATIONSHIPS, name, &format!("/{verb}"))).await?;
         self.carry(answer, &format!("Replication of VM {name} {said}.")).await
+    }
+
+    async fn statistics(&self, name: &str) -> Result<(), Failure> {
+        let answer = self.client.get(&path(RELATIONSHIPS, name, "/statistics")).await?;
+        self.tell(&answer, || {
+            let s: types::StatisticsReport = read(&answer)?;
+            let c = &s.counters;
+            let span = |ms: Option<u64>| show::or_dash(ms.map(show::span));
+            let lines = [
+                ("Since", show::time(&s.since)),
+                ("Health", s.health.clone()),
+                ("Cycles", format!("{} acknowledged, {} missed", c.cycles, c.missed)),
+                ("Failures", format!("{}, {} of them of the network", c.failures, c.network_failures)),
+                ("Sent", format!("{}, at most {} in a cycle", show::bytes(c.bytes_sent), show::bytes(c.bytes_max))),
+                (
+                    "Cut to acknowledged",
+                    format!("{} on average, {} at most", show::span(c.latency_mean_ms), show::span(c.latency_max_ms)),
+                ),
+                (
+                    "Age of the replica",
+                    format!(
+                        "half of {} cycles at most {}, 99 % {}, all {}",
+                        s.ages,
+                        span(s.rpo_p50_ms),
+                        span(s.rpo_p99_ms),
+                        span(s.rpo_max_ms)
+                    ),
+                ),
+            ];
+            print!("{}", show::details_text(&lines));
+            Ok(())
+        })
     }
 
     async fn history(&self, name: &str, count: u32) -> Result<(), Failure> {

@@ -86,6 +86,8 @@ fn routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(relationships::resume))
         .routes(routes!(relationships::modify))
         .routes(routes!(relationships::cycles))
+        .routes(routes!(relationships::statistics))
+        .routes(routes!(relationships::statistics_reset))
         .routes(routes!(relationships::points))
         .routes(routes!(relationships::failover_start))
         .routes(routes!(relationships::failover_revert))

@@ -175,7 +175,7 @@ impl FakeOwner {
             (Command::Stop, State::Resynchronizing) => State::ResyncRequired,
             (Command::Suspend, State::Replicating) => State::Suspended,
             (Command::Resume, State::Suspended) => State::Replicating,
-            (Command::Modify(_) | Command::Remove, state) => state,
+            (Command::Modify(_) | Command::ResetStatistics | Command::Remove, state) => state,
             (Command::FailoverStart { .. }, State::Replicating) => State::FailedOver,
             (Command::FailoverRevert, State::FailedOver) => State::Replicating,
             (Command::FailoverCommit, State::FailedOver) => State::Committed,
@@ -198,7 +198,7 @@ impl RelationshipOwner for FakeOwner {
     async fn ask(&self, command: Command, ticket: JobTicket) -> Result<Answer, Refusal> {
         self.accept(&command)?;
         match command {
-            Command::Suspend | Command::Resume | Command::Modify(_) => Ok(Answer::Done),
+            Command::Suspend | Command::Resume | Command::Modify(_) | Command::ResetStatistics => Ok(Answer::Done),
             Command::Create | Command::Remove => {
                 let job = ticket.begin("working").await?;
                 let id = job.id();
@@ -260,6 +260,7 @@ impl RelationshipOwner for FakeOwner {
             failure: None,
             failover,
             scheduled_at: None,
+            stats_since: Timestamp(0),
             progress: Progress::default(),
             link: LinkReport { is_up: has_cut, connections: 1, address: None, congestion_control: Some("bbr".into()) },
             stats: Stats::default(),

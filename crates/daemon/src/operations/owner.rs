@@ -46,6 +46,8 @@ pub enum Command {
     Suspend,
     /// Go on.
     Resume,
+    /// Count from now on.
+    ResetStatistics,
     /// Replace the settings. They were checked.
     Modify(Settings),
     /// End the relationship on this host. The owner stops what is under way, takes its maps out of the hypervisor, ends
@@ -169,8 +171,10 @@ pub struct RelationshipReport {
     pub scheduled_at: Option<Timestamp>,
     /// The connection to the other side.
     pub link: LinkReport,
-    /// Counters since the daemon started.
+    /// Counters.
     pub stats: Stats,
+    /// Since when they count, by the wall clock: the daemon's start, or the last reset.
+    pub stats_since: Timestamp,
     /// Recovery points kept; on a replica.
     pub points: u32,
 }

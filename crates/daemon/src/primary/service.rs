@@ -46,6 +46,8 @@ pub struct PrimaryService {
     pub(super) jobs: Jobs,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) schedule: Schedule,
+    /// Since when is counted, by the wall clock.
+    counted_since: Mutex<Timestamp>,
 }
 
 struct Shared {
@@ -106,7 +108,20 @@ impl PrimaryService {
         {
             schedule.set(job, at, what);
         }
-        let service = Arc::new(Self { record, disks, factory, catalogue, events, exit, shared, jobs, clock, schedule });
+        let counted_since = Mutex::new(clock.wall());
+        let service = Arc::new(Self {
+            record,
+            disks,
+            factory,
+            catalogue,
+            events,
+            exit,
+            shared,
+            jobs,
+            clock,
+            schedule,
+            counted_since,
+        });
         tokio::spawn(look_after(Arc::downgrade(&service)));
         if let Some(transfer) = transfer {
             service.hold(transfer);
@@ -352,6 +367,11 @@ impl RelationshipOwner for PrimaryDoor {
             Command::Stop => service.stop().await,
             Command::Suspend => done(service.task()?.ask(EngineCommand::Suspend).await),
             Command::Resume => done(service.task()?.ask(EngineCommand::Resume).await),
+            Command::ResetStatistics => {
+                service.task()?.ask(EngineCommand::ResetStats).await?;
+                *service.counted_since.lock().unwrap_or_else(|e| e.into_inner()) = service.clock.wall();
+                Ok(Answer::Done)
+            }
             Command::Modify(settings) => done(service.task()?.ask(EngineCommand::Modify(settings)).await),
             Command::Remove => service.remove(ticket).await,
             Command::Seed(_) => Err(here("placing an image")),
@@ -451,6 +471,7 @@ impl PrimaryService {
             failover: None,
             progress: Progress::default(),
             scheduled_at: None,
+            stats_since: *self.counted_since.lock().unwrap_or_else(|e| e.into_inner()),
             link: LinkReport::default(),
             stats: Stats::default(),
             points: 0,

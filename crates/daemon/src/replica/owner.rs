@@ -11,7 +11,7 @@ use understudy_engine::replica::Choice;
 use understudy_engine::stats::Stats;
 use understudy_hypervisor::machine::Running;
 use understudy_model::job::JobKind;
-use understudy_model::{Mode, Refusal, RelationshipId, ReturnCode, Settings, State};
+use understudy_model::{Mode, Refusal, RelationshipId, ReturnCode, Settings, State, Timestamp};
 use understudy_store::files::OutsideFile;
 use understudy_store::{Removal, SeedError, SeedFile, VmStore};
 use understudy_wire::message::Notice;
@@ -42,6 +42,8 @@ pub struct ReplicaService {
     /// One failover-like operation at a time.
     busy: tokio::sync::Mutex<()>,
     stop: CancellationToken,
+    /// When it was taken up, by the wall clock.
+    since: Timestamp,
 }
 
 /// The door that operations knock at.
@@ -61,7 +63,8 @@ impl ReplicaService {
         hub.add(record.peer, place.clone());
         tokio::spawn(look_after(place.clone(), stop.clone()));
         place.upkeep.notify_one();
-        let service = Arc::new(Self { record, place, hub, premises, exit, busy: tokio::sync::Mutex::new(()), stop });
+        let (since, busy) = (place.clock.wall(), tokio::sync::Mutex::new(()));
+        let service = Arc::new(Self { record, place, hub, premises, exit, busy, stop, since });
         let job = failover::is_unfinished(&service.place)
             .then(|| jobs.adopt_for(JobKind::Failover, service.record.id.vm))
             .flatten();
@@ -277,6 +280,10 @@ impl RelationshipOwner for ReplicaDoor {
             Command::Seed(seed) => service.seed(seed, ticket).await,
             Command::Suspend => service.set_state(true).await,
             Command::Resume => service.set_state(false).await,
+            Command::ResetStatistics => Err(Refusal::new(
+                ReturnCode::InvalidState,
+                "cycles are counted on the primary, and this is the replica",
+            )),
             Command::Modify(settings) => service.modify(settings).await,
             Command::Remove => service.remove(ticket).await,
             Command::FailoverStart { point, power_on } => {
@@ -321,6 +328,7 @@ impl RelationshipOwner for ReplicaDoor {
             }),
             progress: self.progress(),
             scheduled_at: None,
+            stats_since: service.since,
             link: LinkReport {
                 is_up: vitals.is_connected,
                 connections: u16::from(vitals.is_connected),

@@ -2,6 +2,8 @@
 
 use understudy_model::{JobId, Refusal, ReturnCode, Settings, State, Timestamp};
 
+use crate::stats::Stats;
+
 use super::{Action, Actions, Command, InitialKind, Relationship, Work};
 
 pub(super) fn wrong_state(what: &str, state: State) -> Refusal {
@@ -18,6 +20,10 @@ impl Relationship {
             Command::Suspend => self.suspend(actions),
             Command::Resume => self.resume(now, actions),
             Command::Modify(settings) => self.modify(now, settings, actions),
+            Command::ResetStats => {
+                self.stats = Stats::default();
+                Ok(())
+            }
             Command::Remove => self.remove(actions),
         }
     }

@@ -137,6 +137,8 @@ pub enum Command {
     Suspend,
     /// Go on.
     Resume,
+    /// Count from now on.
+    ResetStats,
     /// Change settings.
     Modify(Settings),
     /// End the relationship on this side.

@@ -9,7 +9,7 @@ use super::types;
 use crate::catalogue::{CycleRecord, PeerRecord, RelationshipRecord, VmRecord};
 use crate::clock::label;
 use crate::operations::owner::{FailoverReport, LinkReport, PointReport, RelationshipReport};
-use crate::operations::{HostReport, PeerReport, RelationshipView, VmView};
+use crate::operations::{HostReport, PeerReport, RelationshipView, Statistics, VmView};
 
 impl From<HostReport> for types::Host {
     fn from(host: HostReport) -> Self {
@@ -185,6 +185,21 @@ impl From<LinkReport> for types::Link {
     fn from(link: LinkReport) -> Self {
         let LinkReport { is_up, connections, address, congestion_control } = link;
         Self { is_up, connections, address, congestion_control }
+    }
+}
+
+impl From<(Statistics, understudy_engine::stats::Stats)> for types::StatisticsReport {
+    fn from((s, counters): (Statistics, understudy_engine::stats::Stats)) -> Self {
+        Self {
+            since: label(s.since),
+            until: label(s.until),
+            health: s.health.name().to_owned(),
+            counters: (&counters).into(),
+            ages: s.ages.count,
+            rpo_p50_ms: s.ages.p50.map(|m| m.0),
+            rpo_p99_ms: s.ages.p99.map(|m| m.0),
+            rpo_max_ms: s.ages.max.map(|m| m.0),
+        }
     }
 }
 

@@ -216,6 +216,35 @@ pub(super) async fn cycles(
     Ok(Json(cycles.map_err(ApiError::of_path)?.into_iter().map(Into::into).collect()))
 }
 
+/// What replication did since the service started or the last reset (`GetReplicationStatisticsEx`).
+#[utoipa::path(get, path = "/api/v1/relationships/{vm}/statistics", tag = "relationships",
+    operation_id = "relationship_statistics",
+    params(("vm" = String, Path, description = "name or identity"), Leg),
+    responses((status = 200, body = types::StatisticsReport), (status = "default", body = types::Error)))]
+pub(super) async fn statistics(
+    Allowed(permit): Allowed<View>,
+    State(api): State<Api>,
+    Named(vm): Named,
+    Asked(leg): Asked<Leg>,
+) -> Shown<types::StatisticsReport> {
+    let counted = api.operations.replication_statistics(&permit, &vm, leg.leg).await.map_err(ApiError::of_path)?;
+    Ok(Json(counted.into()))
+}
+
+/// Counts from now on (`ResetReplicationStatisticsEx`).
+#[utoipa::path(post, path = "/api/v1/relationships/{vm}/statistics/reset", tag = "relationships",
+    operation_id = "relationship_statistics_reset",
+    params(("vm" = String, Path, description = "name or identity"), Leg),
+    responses((status = 200, body = types::Answer), (status = "default", body = types::Error)))]
+pub(super) async fn statistics_reset(
+    Allowed(permit): Allowed<Operate>,
+    State(api): State<Api>,
+    Named(vm): Named,
+    Asked(leg): Asked<Leg>,
+) -> Result<Response, ApiError> {
+    Ok(api.answer(api.operations.replication_reset_statistics(&permit, &vm, leg.leg).await?))
+}
+
 /// The recovery points of a VM replicated to this host, oldest first.
 #[utoipa::path(get, path = "/api/v1/relationships/{vm}/points", tag = "failover", operation_id = "point_list",
     params(("vm" = String, Path, description = "name or identity"), Leg),

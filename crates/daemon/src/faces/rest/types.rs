@@ -268,6 +268,26 @@ given! {
         latency_max_ms: u64,
     }
 
+    /// What replication of a VM did, and how old its replica was meanwhile.
+    StatisticsReport {
+        /// Counted since: the service's start, or the last reset.
+        since: String,
+        /// Counted until.
+        until: String,
+        /// `ReplicationHealth` as a word.
+        health: String,
+        /// Counters.
+        counters: Statistics,
+        /// Cycles whose age was noted: right before its acknowledgement, how old was the replica's newest state?
+        ages: u64,
+        /// Half of those ages were at most this.
+        rpo_p50_ms: Option<u64>,
+        /// 99 of 100 were at most this.
+        rpo_p99_ms: Option<u64>,
+        /// The highest.
+        rpo_max_ms: Option<u64>,
+    }
+
     /// A failover under way or done.
     FailoverState {
         /// The cut the VM was taken from.
