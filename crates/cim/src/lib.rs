@@ -14,7 +14,8 @@
 //! | [`query`] | WQL and its relatives |
 //! | [`xml`], [`cimxml`], [`embedded`] | the door for XML, and instances, classes and paths as XML |
 //! | [`provider`], [`broker`] | what a service writes, and what the kit does for it |
-//! | [`http`], [`cimxml::CimXml`] | requests as headers and bytes, and the server that answers them |
+//! | [`http`], [`cimxml::CimXml`], [`wsman::WsMan`] | requests as headers and bytes, and the servers that answer them |
+//! | [`interop`] | the namespace in which servers describe themselves, and subscriptions to events |
 //!
 //! Invariants: every reader bounds size, depth and count before it takes memory. Text from outside is never taken for a name or a type
 //! before it was checked. The kit has no clock: whoever calls hands in the time.
@@ -34,6 +35,7 @@ pub mod repository;
 pub mod schema;
 pub mod status;
 pub mod value;
+pub mod wsman;
 pub mod xml;
 
 // The toy world of the tests knows the kit by its name, as any user does.

@@ -1,6 +1,6 @@
 //! CIM-XML clients.
 
-use crate::programs::{failure, in_environment, installed, output, script};
+use crate::programs::{in_environment, installed, output, said, script};
 use crate::server::USER;
 use crate::world::Running;
 
@@ -66,7 +66,7 @@ fn wbemcli_understands_every_answer_it_can_ask_for() {
     has(&["ci", r#"Toy_Device.BoxName="red",Slot=7"#, "BoxName=red,Slot=7,Caption=new"], &["Slot=7"]);
     has(&["gi", r#"Toy_Device.BoxName="red",Slot=7"#], &["-Caption=\"new\""]);
     run(&["di", r#"Toy_Device.BoxName="red",Slot=7"#]);
-    let gone = failure(&mut wbemcli(&server, &["gi", r#"Toy_Device.BoxName="red",Slot=7"#]));
+    let gone = said(&mut wbemcli(&server, &["gi", r#"Toy_Device.BoxName="red",Slot=7"#]));
     assert!(gone.contains("(6) CIM_ERR_NOT_FOUND"), "{gone}");
 }
 

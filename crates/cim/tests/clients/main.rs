@@ -10,3 +10,4 @@ mod cimxml;
 mod programs;
 mod server;
 mod world;
+mod wsman;

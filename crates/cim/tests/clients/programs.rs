@@ -48,8 +48,8 @@ pub fn output(command: &mut Command) -> String {
     text(&output.stdout) + &text(&output.stderr)
 }
 
-/// Runs a program that reports a failure, in its status or only in words, and gives the words.
-pub fn failure(command: &mut Command) -> String {
+/// Runs a program whose status says nothing, or that should fail, and gives what it wrote.
+pub fn said(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

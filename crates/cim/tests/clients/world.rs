@@ -11,6 +11,7 @@ use understudy_cim::interop::{
 };
 
 use understudy_cim::repository::Repository;
+use understudy_cim::wsman::{Settings, WsMan};
 use understudy_cim::{Instance, Status};
 
 use crate::server::{Site, deliver, run, serve};
@@ -18,6 +19,7 @@ use crate::toy::{NAMESPACE, Toys};
 
 struct World {
     cimxml: CimXml<String>,
+    wsman: WsMan<String>,
     interop: Arc<Interop<String>>,
     repository: Arc<Repository>,
 }
@@ -45,6 +47,7 @@ impl Site for World {
                 }
                 response
             }
+            "/wsman" | "/wsman/" => run(self.wsman.handle(request, caller, now)),
             _ => HttpResponse::empty(404),
         }
     }
@@ -83,7 +86,15 @@ impl Running {
             profiles: vec![profile],
         };
         let interop = Interop::serve(&mut broker, description, Box::new(Everything));
-        let world = World { cimxml: CimXml::new(Arc::new(broker)), interop, repository };
+        let broker = Arc::new(broker);
+        let settings = Settings {
+            vendor: "Toymakers".into(),
+            version: "1.2".into(),
+            default_namespace: NAMESPACE.into(),
+            seed: 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef,
+        };
+        let (cimxml, wsman) = (CimXml::new(broker.clone()), WsMan::new(broker, settings));
+        let world = World { cimxml, wsman, interop, repository };
         Running { port: serve(Arc::new(world)) }
     }
 
