@@ -5,7 +5,7 @@
 //! cancelled like any other.
 
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use understudy_engine::primary::InitialKind;
 use understudy_model::job::JobKind;
@@ -17,8 +17,8 @@ use crate::jobs::{JobEnd, JobHandle, JobTicket};
 
 /// How often is looked whether something is due. A wall clock that jumps moves a start by no more than the jump.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Pause after a resynchronisation that began by itself has failed.
-const AFTER_FAILURE: Duration = Duration::from_secs(300);
+/// Time between two resynchronisations that begin by themselves: one that fails at once must not fill the list of jobs.
+const PAUSE: Duration = Duration::from_secs(300);
 
 /// What begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +103,7 @@ enum Due {
 
 /// Begins what is due, until the service is gone.
 pub async fn look_after(service: Weak<PrimaryService>) {
+    let mut last: Option<Instant> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(service) = service.upgrade() else { return };
@@ -111,8 +112,10 @@ pub async fn look_after(service: Weak<PrimaryService>) {
             Some(Due::Cancelled(job)) => job.end(JobEnd::Terminated).await,
             Some(Due::Begin(job, what)) => begin(&service, job, what).await,
             None => {
-                if is_window_open(&service, wall) && begin_by_itself(&service).await.is_err() {
-                    tokio::time::sleep(AFTER_FAILURE).await;
+                let is_rested = last.is_none_or(|at| at.elapsed() >= PAUSE);
+                if is_rested && is_window_open(&service, wall) {
+                    last = Some(Instant::now());
+                    begin_by_itself(&service).await;
                 }
             }
         }
@@ -125,11 +128,16 @@ async fn begin(service: &Arc<PrimaryService>, job: JobHandle, what: Beginning) {
     let _ = service.begin(job, what).await;
 }
 
-async fn begin_by_itself(service: &Arc<PrimaryService>) -> Result<(), Refusal> {
+async fn begin_by_itself(service: &Arc<PrimaryService>) {
     let ticket = service.jobs.ticket(JobKind::Resync, Some(service.vm())).cancellable();
-    let job = ticket.begin("resynchronising in the hours set for it").await?;
-    tracing::info!(vm = %service.vm(), "a resynchronisation begins by itself");
-    service.begin(job, Beginning::Resync).await
+    match ticket.begin("resynchronising in the hours set for it").await {
+        Ok(job) => {
+            tracing::info!(vm = %service.vm(), "a resynchronisation begins by itself");
+            // What stands in the way is on the job.
+            let _ = service.begin(job, Beginning::Resync).await;
+        }
+        Err(refusal) => tracing::warn!(vm = %service.vm(), %refusal, "a resynchronisation cannot begin by itself"),
+    }
 }
 
 /// Whether a resynchronisation is required and may begin now.
