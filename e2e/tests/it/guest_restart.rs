@@ -117,7 +117,8 @@ fn replication_asked_for_while_the_vm_is_off_begins_when_it_starts_and_a_raw_dis
 }
 
 #[test]
-fn a_vm_that_comes_and_goes_while_nothing_is_replicated_is_caught_up_with_or_said_to_be_unknown() -> Result<()> {
+fn a_vm_that_comes_and_goes_while_nothing_is_replicated_is_caught_up_with_and_an_image_put_back_is_found_out()
+-> Result<()> {
     let config = guest(&[(Format::Qcow2, plain), (Format::Qcow2, plain)])?;
     let mut guest = config.start()?;
     go_on(&mut guest)?;
@@ -136,10 +137,18 @@ fn a_vm_that_comes_and_goes_while_nothing_is_replicated_is_caught_up_with_or_sai
     let changed = protection.changed_after(on)?;
     ensure!(changed.iter().any(|bytes| *bytes > 0) && changed.iter().all(|bytes| *bytes < DELTA_MAX), "{changed:?}");
 
-    // From a cut of the VM while it was off on, only the image's stamp shows that nobody else wrote to it.
+    // From a cut of the VM while it was off on, the maps tell it from an image that somebody put back.
     say("suspend")?;
-    config.start()?.poweroff()?;
+    let backup = config.directory().join("backup.qcow2");
+    std::fs::copy(&config.disks()[0].path, &backup)?;
+    let mut guest = config.start()?;
+    go_on(&mut guest)?;
+    guest.stop_journal()?;
+    guest.poweroff()?;
     say("resume")?;
+    protection.until_cut()?;
+    protection.assert_equal(config.disks())?;
+    std::fs::copy(&backup, &config.disks()[0].path)?;
     let cause = protection.until_state("resync-required")?;
     ensure!(cause.contains("while the VM was off"), "{cause}");
     Ok(())
